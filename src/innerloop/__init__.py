@@ -1,0 +1,1 @@
+"""innerloop: meta-learners that turn a task's support set into that task's weights."""

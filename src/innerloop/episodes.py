@@ -1,0 +1,70 @@
+"""The words that everything else speaks: samples, episodes, weights, and the random stream an episode is drawn from."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+Weights = dict[str, Tensor]
+"""The named parameters of a net for one task: theta, or what an adaptation made of it."""
+
+
+class Samples(NamedTuple):
+    """Labelled points of one task; a meta-batch has one leading dimension of tasks on both.
+
+    x: (n, *features). y: (n,) class ids (int64), or (n, *targets) real values.
+    """
+
+    x: Tensor
+    y: Tensor
+
+
+class Episode(NamedTuple):
+    """One task: the support set that it is learned from and the query set that it is judged by."""
+
+    support: Samples
+    query: Samples
+
+
+Loss = Callable[[nn.Module, Weights, Samples], Tensor]
+"""loss(net, weights, samples) -> scalar. A task family owns it; adaptations and learners see only this function."""
+
+Metrics = Callable[[nn.Module, Weights, Samples], dict[str, Tensor]]
+"""metrics(net, weights, samples) -> named scalars of one task."""
+
+
+class InputError(ValueError):
+    """The user asked for something that cannot be: shown as its message alone, without a traceback."""
+
+
+def apply(net: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """The net's output on x under the given weights; differentiable in them, and the net itself is left alone."""
+    return functional_call(net, dict(weights), (x,), strict=False)
+
+
+def weights_of(net: nn.Module) -> Weights:
+    """The net's own parameters by name: theta."""
+    return dict(net.named_parameters())
+
+
+def episode_rng(seed: int, split: Split, index: int) -> np.random.Generator:
+    """The random stream of one episode: a pure function of (seed, split, index), distinct for distinct triples.
+
+    Philox is counter-based (Salmon et al., 2011): seed and split are its key, the index is the high word of its counter,
+    so no two episodes overlap before 2**128 draws.
+    """
+    if seed < 0 or index < 0:
+        raise InputError(f"seed and episode index must not be negative, got seed={seed}, index={index}")
+    return np.random.Generator(np.random.Philox(key=[seed, SPLITS.index(split)], counter=[0, 0, index, 0]))
+
+
+def stack(episodes: list[Episode]) -> Episode:
+    """Episodes of equal shape as one meta-batch, a leading dimension of tasks on all four tensors."""
+    support, query = zip(*episodes, strict=True)
+    return Episode(*(Samples(*map(torch.stack, zip(*part, strict=True))) for part in (support, query)))

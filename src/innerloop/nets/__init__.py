@@ -1,0 +1,9 @@
+"""Nets that are adapted, and the parts of hypernetworks. Every norm is exact under `torch.vmap`."""
+
+from innerloop.nets.conv4 import Conv4
+from innerloop.nets.dense import MLP, Linear
+from innerloop.nets.generator import Generator
+from innerloop.nets.norm import BatchNorm, GroupNorm, LayerNorm
+from innerloop.nets.set_encoder import SetEncoder
+
+__all__ = ["MLP", "BatchNorm", "Conv4", "Generator", "GroupNorm", "LayerNorm", "Linear", "SetEncoder"]

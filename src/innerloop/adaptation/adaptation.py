@@ -1,0 +1,49 @@
+"""The one abstraction: a map from a task's support set to that task's weights, and its composition."""
+
+from abc import ABC, abstractmethod
+
+from torch import nn
+
+from innerloop.episodes import Samples, Weights
+
+
+class Adaptation(nn.Module, ABC):
+    """(net, weights, support) -> weights, for one task; an engine runs it over a meta-batch.
+
+    Differentiable in the weights and in its own meta-parameters (the module's parameters); mutates nothing.
+    """
+
+    @abstractmethod
+    def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
+        """The adapted weights."""
+
+    def trajectory(self, net: nn.Module, weights: Weights, support: Samples) -> list[Weights]:
+        """The weights at 0, 1, …, K inner steps as evaluation sees them; without inner steps, only the result."""
+        return [self(net, weights, support)]
+
+
+class Identity(Adaptation):
+    """Leaves the weights as they are; neutral in a Chain."""
+
+    def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
+        return weights
+
+
+class Chain(Adaptation):
+    """One adaptation after the other, each starting where the last one ended."""
+
+    def __init__(self, *parts: Adaptation) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
+        for part in self.parts:
+            weights = part(net, weights, support)
+        return weights
+
+    def trajectory(self, net: nn.Module, weights: Weights, support: Samples) -> list[Weights]:
+        path = [weights]
+        for part in self.parts:
+            assert isinstance(part, Adaptation)
+            path = path[:-1] + part.trajectory(net, path[-1], support)
+        return path

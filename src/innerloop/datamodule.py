@@ -1,0 +1,139 @@
+"""The one data module that all learners share: it draws episodes, each a pure function of (seed, split, index)."""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from innerloop.episodes import Episode, InputError, Split, episode_rng
+
+
+class Draws(Protocol):
+    """What the data module needs of a task family."""
+
+    def draw(self, split: Split, rngs: list[np.random.Generator]) -> Episode: ...
+
+
+class EpisodeStream(IterableDataset):
+    """Meta-batches of consecutive episodes; worker w of W draws every W-th, so the order does not depend on W.
+
+    ranges: for meta-batch t, the range of episode indices that this rank draws; an empty range ends the stream.
+    start: the first meta-batch.
+    """
+
+    def __init__(self, tasks: Draws, split: Split, seed: int, ranges: Callable[[int], range]) -> None:
+        self.tasks, self.split, self.seed, self.ranges = tasks, split, seed, ranges
+        self.start = 0
+
+    def __iter__(self) -> Iterator[Episode]:
+        worker = get_worker_info()
+        t, stride = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
+        while indices := self.ranges(t):
+            yield self.tasks.draw(self.split, [episode_rng(self.seed, self.split, i) for i in indices])
+            t += stride
+
+
+class EpisodeLoader(DataLoader):
+    """A loader that asks, whenever a pass begins, which meta-batch comes next: so a resumed run goes on with its stream."""
+
+    def __init__(self, stream: EpisodeStream, position: Callable[[], int], num_workers: int) -> None:
+        super().__init__(
+            stream,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # joblib and submitit start jobs in threads and subprocesses where spawn would import everything anew.
+            multiprocessing_context="fork" if num_workers else None,
+        )
+        self.position = position
+
+    def __iter__(self) -> Iterator[Episode]:  # type: ignore[override]
+        self.dataset.start = self.position()  # type: ignore[attr-defined]
+        return super().__iter__()
+
+
+class Blocks:
+    """Meta-batch t as episode indices [t * size, (t + 1) * size), of which each rank draws an equal, consecutive part."""
+
+    def __init__(self, size: int, rank: int, world: int) -> None:
+        self.size, self.part, self.offset = size, size // world, rank * (size // world)
+
+    def __call__(self, t: int) -> range:
+        first = t * self.size + self.offset
+        return range(first, first + self.part)
+
+
+class Share:
+    """A rank's consecutive share of `total` episodes, in meta-batches of at most `size`."""
+
+    def __init__(self, total: int, size: int, rank: int, world: int) -> None:
+        self.size, self.first, self.end = size, total * rank // world, total * (rank + 1) // world
+
+    def __call__(self, t: int) -> range:
+        first = self.first + t * self.size
+        return range(min(first, self.end), min(first + self.size, self.end))
+
+
+class EpisodeDataModule(LightningDataModule):
+    """Draws meta-batches of episodes from a task family, whatever the learner.
+
+    meta_batch_size: tasks a training meta-batch, over all ranks. seed: of the training stream.
+    eval_seed: of the validation and test episodes: a fixed list, the same for every run whose data are the same.
+    val_episodes, test_episodes: the length of these lists. num_workers: changes nothing but speed.
+    """
+
+    def __init__(
+        self,
+        tasks: Draws,
+        meta_batch_size: int = 25,
+        seed: int = 0,
+        eval_seed: int = 0,
+        val_episodes: int = 200,
+        test_episodes: int = 1000,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        sizes = {"meta_batch_size": meta_batch_size, "val_episodes": val_episodes, "test_episodes": test_episodes}
+        for name, value in sizes.items():
+            if value < 1:
+                raise InputError(f"{name} must be above zero, got {value}")
+        for name, value in {"seed": seed, "eval_seed": eval_seed, "num_workers": num_workers}.items():
+            if value < 0:
+                raise InputError(f"{name} must not be negative, got {value}")
+        self.tasks, self.meta_batch_size, self.seed, self.eval_seed = tasks, meta_batch_size, seed, eval_seed
+        self.val_episodes, self.test_episodes, self.num_workers = val_episodes, test_episodes, num_workers
+
+    def train_dataloader(self) -> EpisodeLoader:
+        rank, world = self._place()
+        if self.meta_batch_size % world:
+            raise InputError(f"data.meta_batch_size={self.meta_batch_size} cannot be shared equally by {world} ranks")
+        return self._loader("train", self.seed, Blocks(self.meta_batch_size, rank, world), self._position)
+
+    def val_dataloader(self) -> EpisodeLoader:
+        return self._evaluation("validation", self.val_episodes)
+
+    def test_dataloader(self) -> EpisodeLoader:
+        return self._evaluation("test", self.test_episodes)
+
+    def episode(self, split: Split, index: int) -> Episode:
+        """One episode by its index, without the leading dimension of tasks."""
+        seed = self.seed if split == "train" else self.eval_seed
+        drawn = self.tasks.draw(split, [episode_rng(seed, split, index)])
+        return Episode(*(type(part)(part.x[0], part.y[0]) for part in drawn))
+
+    def _evaluation(self, split: Split, total: int) -> EpisodeLoader:
+        return self._loader(split, self.eval_seed, Share(total, self.meta_batch_size, *self._place()), lambda: 0)
+
+    def _loader(
+        self, split: Split, seed: int, ranges: Callable[[int], range], position: Callable[[], int]
+    ) -> EpisodeLoader:
+        return EpisodeLoader(EpisodeStream(self.tasks, split, seed, ranges), position, self.num_workers)
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _position(self) -> int:
+        return self.trainer.fit_loop.total_batch_idx + 1 if self.trainer is not None else 0

@@ -1,0 +1,245 @@
+"""What all learners share: the episodic train, validation and test steps, and the one place of the outer update."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._pytree import tree_map
+
+from innerloop.adaptation import Adaptation, Engine
+from innerloop.adaptation.engine import Outputs
+from innerloop.episodes import Episode, InputError, Loss, Metrics, apply, weights_of
+from innerloop.metrics import AdaptationCurve, summarize
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+SCHEDULES = ("constant", "cosine")
+
+
+class DivergedError(RuntimeError):
+    """The loss or the meta-gradient is no longer a finite number."""
+
+
+class Phase(NamedTuple):
+    """One outer update of a meta-batch: an objective and the group of meta-parameters that moves on it."""
+
+    group: str
+    objective: Callable[[Episode], tuple[Tensor, Outputs]]
+
+
+class MetaLearner(LightningModule):
+    """Meta-trains an adaptation: theta (the net's weights) and the adaptation's own parameters learn on the query loss.
+
+    net: the net that is adapted. loss, metrics: the task family's. adaptation: support set -> weights.
+    outer_lr: rate of the outer optimizer ("adam", "adamw", "sgd"); schedule "constant" or "cosine" (to zero over the
+        trainer's max_steps). outer_clip: bound on the norm of the meta-gradient, or None.
+    accumulate: meta-batches an outer update is averaged over.
+    engine, chunk: how the tasks of a meta-batch are run, see `Engine`.
+
+    Optimization is manual: `training_step` asks the engine for the meta-gradient and hands it to Lightning in one
+    backward pass, so that precision plug-ins, DDP and clipping act as they do elsewhere. One outer update counts as
+    one `global_step`.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss: Loss,
+        adaptation: Adaptation,
+        metrics: Metrics | None = None,
+        *,
+        outer_lr: float = 1e-3,
+        optimizer: str = "adam",
+        weight_decay: float = 0.0,
+        schedule: str = "constant",
+        outer_clip: float | None = None,
+        accumulate: int = 1,
+        engine: str = "auto",
+        chunk: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        if optimizer not in OPTIMIZERS:
+            raise InputError(f"unknown optimizer {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
+        if schedule not in SCHEDULES:
+            raise InputError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        for name, value in {"outer_lr": outer_lr, "outer_clip": outer_clip, "accumulate": accumulate}.items():
+            if value is not None and not value > 0:
+                raise InputError(f"{name} must be above zero, got {value}")
+        if weight_decay < 0:
+            raise InputError(f"weight_decay must not be negative, got {weight_decay}")
+        self.net, self.adaptation = net, adaptation
+        self.loss, self.metrics = loss, metrics or (lambda net, weights, samples: {"loss": loss(net, weights, samples)})
+        self.outer_lr, self.optimizer, self.weight_decay = outer_lr, optimizer, weight_decay
+        self.schedule, self.outer_clip, self.accumulate = schedule, outer_clip, accumulate
+        self.engine = Engine(engine, [net, adaptation], chunk)
+        self.curve = AdaptationCurve()
+        self.last_curve: Mapping[str, list[dict[str, float]]] = {}
+
+    # What a subclass may change.
+
+    def phases(self) -> Sequence[Phase]:
+        """The outer updates of one meta-batch, in order."""
+        return [Phase("all", self.query_objective)]
+
+    def groups(self) -> dict[str, list[tuple[float, list[nn.Parameter]]]]:
+        """For each phase's group, (rate, meta-parameters) pairs: one optimizer a group."""
+        return {"all": [(self.outer_lr, list(self.parameters()))]}
+
+    # One task.
+
+    def query_objective(self, episode: Episode) -> tuple[Tensor, Outputs]:
+        """The query loss under the adapted weights."""
+        weights = self.adaptation(self.net, weights_of(self.net), episode.support)
+        reported: Outputs = {}
+        if self._reporting:
+            with torch.no_grad():
+                reported = self.metrics(self.net, weights, episode.query)
+        return self.loss(self.net, weights, episode.query), reported
+
+    def evaluate_episode(self, episode: Episode) -> Outputs:
+        """Query metrics before any adaptation, and after 0, 1, …, K inner steps: each (1 + K + 1,)."""
+        theta = weights_of(self.net)
+        path = [theta, *self.adaptation.trajectory(self.net, theta, episode.support)]
+        points = [self.metrics(self.net, weights, episode.query) for weights in path]
+        return {name: torch.stack([point[name] for point in points]) for name in points[0]}
+
+    @torch.no_grad()
+    def predict_episode(self, episode: Episode) -> list[Tensor]:
+        """One task's net outputs on the query before adaptation and after 0, 1, …, K inner steps."""
+        theta = weights_of(self.net)
+        path = [theta, *self.adaptation.trajectory(self.net, theta, episode.support)]
+        return [apply(self.net, weights, episode.query.x) for weights in path]
+
+    # The outer loop.
+
+    def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
+        optimizers = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        first = batch_idx % self.accumulate == 0
+        last = (batch_idx + 1) % self.accumulate == 0
+        step = self.global_step
+        for number, (phase, optimizer) in enumerate(zip(self.phases(), optimizers, strict=True)):
+            if first:
+                for each in optimizers:
+                    each.zero_grad()
+            value = self._backward(phase, batch, step)
+            if last:
+                # Lightning counts every optimizer's steps; one meta-batch is to count once.
+                self._update(optimizer, step, counts=number == len(optimizers) - 1)
+        if last:
+            schedulers = self.lr_schedulers()
+            for scheduler in schedulers if isinstance(schedulers, list) else [schedulers] if schedulers else []:
+                scheduler.step()
+        return value
+
+    def _backward(self, phase: Phase, batch: Episode, step: int) -> Tensor:
+        parameters = list(self.parameters())
+        moved = {id(p) for _, group in self.groups()[phase.group] for p in group}
+        wanted = [p for p in parameters if id(p) in moved]
+        value, gradient, reported = self.engine.value_and_grad(phase.objective, wanted, batch)
+        if not torch.isfinite(value):
+            raise DivergedError(self._diverged("loss", value.item(), step))
+        found = dict(zip(map(id, wanted), gradient, strict=True))
+        # DDP waits for every parameter, so those that this phase leaves alone are handed zeros.
+        given = [found[id(p)] if id(p) in found else torch.zeros_like(p) for p in parameters]
+        self.manual_backward(GivenGradient.apply(value / self.accumulate, given, *parameters))
+        if self._reporting:
+            name = "train/loss" if phase.objective == self.query_objective else "train/support_loss"
+            self.log_dict({name: value} | {f"train/{k}": v.mean() for k, v in reported.items()}, batch_size=1)
+        return value
+
+    def _update(self, optimizer: LightningOptimizer, step: int, counts: bool) -> None:
+        norm = nn.utils.get_total_norm([p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None])
+        if not torch.isfinite(norm):
+            raise DivergedError(self._diverged("meta-gradient", norm.item(), step))
+        if self._reporting and counts:
+            self.log("train/gradient_norm", norm, batch_size=1)
+        if self.outer_clip is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.outer_clip, gradient_clip_algorithm="norm")
+        if not counts:
+            optimizer._on_before_step = lambda: None
+            optimizer._on_after_step = lambda: None
+        optimizer.step()
+
+    @property
+    def _reporting(self) -> bool:
+        trainer = self._trainer
+        return trainer is not None and trainer.training and (self.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+    def _diverged(self, what: str, value: float, step: int) -> str:
+        return (
+            f"the {what} is {value} at step {step}: training has diverged. Lower algo.inner_lr or algo.outer_lr, "
+            "bound the inner gradients (algo.inner_clip=10) or the outer one (algo.outer_clip=10), or take fewer "
+            "inner steps"
+        )
+
+    def configure_optimizers(self) -> Any:
+        total = self.trainer.max_steps
+        if self.schedule == "cosine" and total < 1:
+            raise InputError("schedule=cosine needs trainer.max_steps to be set")
+
+        def factor(step: int) -> float:
+            return 1.0 if self.schedule == "constant" else 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
+
+        extra = {} if self.optimizer == "sgd" and not self.weight_decay else {"weight_decay": self.weight_decay}
+        made = [
+            OPTIMIZERS[self.optimizer]([{"params": ps, "lr": lr} for lr, ps in group if ps], lr=self.outer_lr, **extra)
+            for group in self.groups().values()
+        ]
+        return made, [LambdaLR(optimizer, factor) for optimizer in made]
+
+    # Evaluation.
+
+    def on_validation_epoch_start(self) -> None:
+        self.curve.reset()
+
+    def on_test_epoch_start(self) -> None:
+        self.curve.reset()
+
+    def validation_step(self, batch: Episode, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def test_step(self, batch: Episode, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def _evaluate(self, batch: Episode) -> None:
+        # Under Lightning's inference mode the inner loop could not take gradients, and tensors made in it stay unusable.
+        with torch.inference_mode(False):
+            batch = tree_map(lambda t: t.clone() if t.is_inference() else t, batch)
+            self.curve.update(self.engine.map(self.evaluate_episode, batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    def _report(self, stage: str) -> None:
+        values = self.curve.compute()
+        self.last_curve = {
+            name: [summarize(values[:, column, i]) for column in range(values.shape[1])]
+            for i, name in enumerate(self.curve.names)
+        }
+        self.log_dict({f"{stage}/{name}": column[-1]["mean"] for name, column in self.last_curve.items()})
+
+
+class GivenGradient(torch.autograd.Function):
+    """The value, with the given gradient: lets a gradient that was computed elsewhere pass through one backward."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradient: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradient = gradient
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (upstream,) = grad_outputs
+        return None, None, *(g * upstream for g in ctx.gradient)
+
+

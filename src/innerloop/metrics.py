@@ -1,0 +1,41 @@
+"""Statistics over test episodes, along the adaptation curve."""
+
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+class AdaptationCurve(Metric):
+    """Every episode's metrics before adaptation and after 0, 1, …, K inner steps.
+
+    Keeps the values of each episode, in the order of the episodes (ranks hold consecutive blocks), so that runs can be
+    compared in pairs; right under DDP, since torchmetrics gathers the lists.
+    """
+
+    full_state_update = False
+    values: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.names: tuple[str, ...] = ()
+        self.add_state("values", default=[], dist_reduce_fx="cat")
+
+    def update(self, outputs: dict[str, Tensor]) -> None:
+        """outputs: metric name -> (episodes, 1 + K + 1), the first column before any adaptation."""
+        self.names = tuple(outputs)
+        self.values.append(torch.stack([outputs[name].detach().double().cpu() for name in self.names], -1))
+
+    def compute(self) -> Tensor:
+        """(episodes, 1 + K + 1, metrics), float64."""
+        return dim_zero_cat(self.values)
+
+
+def summarize(values: Tensor) -> dict[str, float]:
+    """Mean, half-width of the normal 95 % confidence interval of the mean, and median of (episodes,) values."""
+    n = len(values)
+    spread = values.std(correction=1).item() if n > 1 else float("nan")
+    return {"mean": values.mean().item(), "ci95": 1.96 * spread / sqrt(n), "median": values.median().item()}

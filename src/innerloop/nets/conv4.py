@@ -1,0 +1,74 @@
+"""The four-block convolutional net of few-shot image classification, in both published forms."""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from innerloop.episodes import InputError
+from innerloop.nets.dense import ACTIVATIONS, choose
+from innerloop.nets.norm import NORMS
+
+
+class Block(nn.Module):
+    """3x3 convolution, norm, [2x2 max-pool], activation."""
+
+    def __init__(self, channels: int, width: int, stride: int, pool: bool, norm: str, activation: str) -> None:
+        super().__init__()
+        # A bias before a norm that removes the mean is dead weight.
+        self.conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=norm != "batch")
+        self.norm = choose("norm", norm, NORMS)(width)
+        self.activation = choose("activation", activation, ACTIVATIONS)()
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        # The activations rise, so pooling first gives the same values with a quarter of the work.
+        return self.activation(F.max_pool2d(x, 2) if self.pool else x)
+
+
+class Conv4(nn.Module):
+    """Four 3x3 convolutions (Vinyals et al., 2016; Finn et al., 2017), then a linear head.
+
+    downsample="stride": stride-2 convolutions and the mean over positions (MAML's Omniglot net).
+    downsample="pool": 2x2 max-pools and all positions (MAML's mini-ImageNet net).
+    x: (n, channels, height, width) -> (n, output_size).
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        output_size: int,
+        width: int = 64,
+        downsample: str = "stride",
+        norm: str = "batch",
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        if len(input_shape) != 3:
+            raise InputError(f"conv4 needs images (channels, height, width), got inputs of shape {tuple(input_shape)}")
+        if downsample not in ("stride", "pool"):
+            raise InputError(f"unknown downsample {downsample!r}; choose one of stride, pool")
+        if width < 1:
+            raise InputError(f"width must be above zero, got {width}")
+        pool = downsample == "pool"
+        if pool and min(input_shape[1:]) < 16:
+            raise InputError(f"four max-pools need images of at least 16x16, got {tuple(input_shape[1:])}")
+        self.input_size, self.output_size = prod(input_shape), output_size
+        channels = [input_shape[0]] + [width] * 4
+        blocks = [Block(channels[i], width, 1 if pool else 2, pool, norm, activation) for i in range(4)]
+        reduce = nn.Flatten() if pool else MeanOverPositions()
+        self.body = nn.Sequential(*blocks, reduce)
+        self.feature_size = width * prod(size // 16 for size in input_shape[1:]) if pool else width
+        self.head = nn.Linear(self.feature_size, output_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+class MeanOverPositions(nn.Module):
+    """(n, channels, height, width) -> (n, channels)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))

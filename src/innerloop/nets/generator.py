@@ -1,0 +1,93 @@
+"""The hypernetwork's writing half: from the code of a support set to named weights of the target net."""
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Size, Tensor, nn
+
+from innerloop.episodes import InputError, Weights
+
+
+class Generator(nn.Module):
+    """Writes a named subset of a net's weights from a code.
+
+    shapes: the weights to write, by name. code_size: length of a code.
+    classes: if set, codes come one a class, (classes, code_size); weights named `head.*` are then written row by row,
+        each class's row from that class's code, and all others from the mean code. Otherwise a code is (code_size,).
+    chunk_size: write the other weights in chunks of this many numbers by one shared small net that is told which chunk
+        (von Oswald et al., 2020), so that its size does not grow with the target's. None: one linear map.
+    init="zero": the output starts at exactly zero, for a residual on theta.
+    init="hyperfan_in": the output starts with the variance that keeps the target net's activations even (Chang et al.,
+        2020, ReLU case, code entries of unit variance), for weights that replace theta.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, Size],
+        code_size: int,
+        classes: int | None = None,
+        chunk_size: int | None = None,
+        init: str = "zero",
+    ) -> None:
+        super().__init__()
+        if not shapes:
+            raise InputError("the generator has no weights to write")
+        if init not in ("zero", "hyperfan_in"):
+            raise InputError(f"unknown generator init {init!r}; choose one of zero, hyperfan_in")
+        if chunk_size is not None and (chunk_size < 1 or init != "zero"):
+            raise InputError(f"chunk_size must be above zero and needs init=zero, got {chunk_size} with init={init}")
+        self.by_class = classes is not None
+        self.rows = {n: s for n, s in shapes.items() if self.by_class and n.startswith("head.")}
+        self.whole = {n: s for n, s in shapes.items() if n not in self.rows}
+        self.row_writer = self._linear(code_size, self.rows, init, per_row=True) if self.rows else None
+        self.writer: nn.Module | None = None
+        if self.whole and chunk_size is None:
+            self.writer = self._linear(code_size, self.whole, init, per_row=False)
+        elif self.whole:
+            self.writer = ChunkedWriter(code_size, sum(map(prod, self.whole.values())), chunk_size or 1)
+
+    def forward(self, code: Tensor) -> Weights:
+        written: Weights = {}
+        if self.row_writer is not None:
+            sizes = [prod(shape[1:]) for shape in self.rows.values()]
+            parts = self.row_writer(code).split(sizes, -1)
+            written |= {n: p.reshape(s) for (n, s), p in zip(self.rows.items(), parts, strict=True)}
+        if self.writer is not None:
+            one = code.mean(0) if self.by_class else code
+            parts = self.writer(one).split([prod(s) for s in self.whole.values()], -1)
+            written |= {n: p.reshape(s) for (n, s), p in zip(self.whole.items(), parts, strict=True)}
+        return written
+
+    @staticmethod
+    def _linear(code_size: int, shapes: Mapping[str, Size], init: str, per_row: bool) -> nn.Linear:
+        sizes = [prod(s[1:]) if per_row else prod(s) for s in shapes.values()]
+        linear = nn.Linear(code_size, sum(sizes))
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        if init == "hyperfan_in":
+            with torch.no_grad():
+                blocks = linear.weight.split(sizes), linear.bias.split(sizes)
+                for (name, shape), weight, bias in zip(shapes.items(), *blocks, strict=True):
+                    if len(shape) > 1:
+                        weight.normal_(0, (2 / (prod(shape[1:]) * code_size)) ** 0.5)
+                    elif name.endswith("norm.weight"):
+                        bias.fill_(1.0)
+        return linear
+
+
+class ChunkedWriter(nn.Module):
+    """code (code_size,) -> (size,) numbers, chunk by chunk; zero at the start."""
+
+    def __init__(self, code_size: int, size: int, chunk_size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.chunks = nn.Parameter(torch.randn(-(-size // chunk_size), code_size))
+        self.mix = nn.Sequential(nn.Linear(2 * code_size, 2 * code_size), nn.ReLU())
+        self.out = nn.Linear(2 * code_size, chunk_size)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, code: Tensor) -> Tensor:
+        told = torch.cat([code.expand(self.chunks.shape[0], -1), self.chunks], -1)
+        return self.out(self.mix(told)).flatten()[: self.size]

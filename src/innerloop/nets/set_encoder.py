@@ -1,0 +1,80 @@
+"""Encoders of a support set: permutation-invariant maps from its (x, y) pairs to one code, or to one code a class."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from innerloop.episodes import InputError
+from innerloop.nets.norm import LayerNorm
+
+
+def encode_labels(y: Tensor, output_size: int) -> Tensor:
+    """Labels in the space of the net's output, (n, output_size).
+
+    Class ids become one-hot rows, or -1 and 1 where the net has a single logit; real targets stay as they are.
+    """
+    if y.is_floating_point():
+        return y.reshape(y.shape[0], output_size)
+    if output_size == 1:
+        return 2.0 * y.unsqueeze(-1).to(torch.get_default_dtype()) - 1.0
+    return F.one_hot(y, output_size).to(torch.get_default_dtype())
+
+
+class SelfAttention(nn.Module):
+    """One pre-norm transformer block over the points of a set (Set Transformer, Lee et al., 2019). x: (n, width).
+
+    The attention is written out: torch's fused kernels have no second derivative.
+    """
+
+    def __init__(self, width: int, heads: int = 4) -> None:
+        super().__init__()
+        if width % heads:
+            raise InputError(f"the encoder's width must be a multiple of {heads} for attention, got {width}")
+        self.heads = heads
+        self.norm, self.norm_out = LayerNorm(width), LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(n, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(1, 2, 0, 3).unbind()
+        scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+        mixed = (scores.softmax(-1) @ v).transpose(0, 1).reshape(n, width)
+        x = x + self.out(mixed)
+        return x + self.feed_forward(self.norm_out(x))
+
+
+class SetEncoder(nn.Module):
+    """The task relation model's reading half: Deep Sets (Zaheer et al., 2017), optionally with self-attention.
+
+    x_size: length of one flattened x. output_size: the net's outputs, which labels are encoded in.
+    attention: let the points see each other before they are pooled.
+    by_class=False: reads (x, y) pairs, returns one code (width,).
+    by_class=True: needs class ids; pools within each class, returns (output_size, width), equivariant to relabelling.
+    """
+
+    def __init__(
+        self, x_size: int, output_size: int, width: int = 64, attention: bool = False, by_class: bool = False
+    ) -> None:
+        super().__init__()
+        if width < 1:
+            raise InputError(f"the encoder's width must be above zero, got {width}")
+        self.output_size, self.code_size, self.by_class = output_size, width, by_class
+        pair_size = x_size if by_class else x_size + output_size
+        self.lift = nn.Linear(pair_size, width)
+        self.point = nn.Sequential(LayerNorm(width), nn.ReLU(), nn.Linear(width, width), LayerNorm(width), nn.ReLU())
+        self.mix = SelfAttention(width) if attention else nn.Identity()
+        self.read = nn.Sequential(nn.Linear(width, width), LayerNorm(width), nn.ReLU(), nn.Linear(width, width))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x, labels = x.flatten(1), encode_labels(y, self.output_size).to(x.dtype)
+        if not self.by_class:
+            points = self.mix(self.point(self.lift(torch.cat([x, labels], -1))))
+            return self.read(points.mean(0, keepdim=True)).squeeze(0)
+        lifted = self.lift(x)
+        points = self.mix(lifted + self.point(lifted))
+        pooled = (labels.T @ points) / labels.sum(0).clamp_min(1).unsqueeze(-1)
+        # The skip carries the class mean as it is: a prototype is where a class's head row starts from.
+        return pooled + self.read(pooled)

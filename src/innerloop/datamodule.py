@@ -136,4 +136,6 @@ class EpisodeDataModule(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _position(self) -> int:
-        return self.trainer.fit_loop.total_batch_idx + 1 if self.trainer is not None else 0
+        if self.trainer is None:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.completed

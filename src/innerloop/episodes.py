@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from innerloop.errors import InputError as InputError
+
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -37,10 +39,6 @@ Loss = Callable[[nn.Module, Weights, Samples], Tensor]
 
 Metrics = Callable[[nn.Module, Weights, Samples], dict[str, Tensor]]
 """metrics(net, weights, samples) -> named scalars of one task."""
-
-
-class InputError(ValueError):
-    """The user asked for something that cannot be: shown as its message alone, without a traceback."""
 
 
 def apply(net: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:

@@ -68,10 +68,10 @@ class Engine:
         leaves = tree_leaves(batch)
         count = leaves[0].shape[0]
         if self.resolve(leaves[0].device) == "loop":
-            with fused_norms():
-                for i in range(count):
+            for i in range(count):
+                with fused_norms():
                     result = function(tree_map(lambda t, i=i: t[i], batch))
-                    yield tree_map(lambda t: t.unsqueeze(0), result)
+                yield tree_map(lambda t: t.unsqueeze(0), result)
             return
         if not self._checked:
             with RefuseInexact():

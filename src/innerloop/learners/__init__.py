@@ -2,7 +2,7 @@
 
 from innerloop.learners.hybrid import Hybrid
 from innerloop.learners.hypernet import HyperNet
-from innerloop.learners.learner import DivergedError, MetaLearner
+from innerloop.learners.learner import MetaLearner
 from innerloop.learners.maml import MAML
 
-__all__ = ["MAML", "DivergedError", "HyperNet", "Hybrid", "MetaLearner"]
+__all__ = ["MAML", "HyperNet", "Hybrid", "MetaLearner"]

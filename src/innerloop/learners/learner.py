@@ -15,14 +15,11 @@ from torch.utils._pytree import tree_map
 from innerloop.adaptation import Adaptation, Engine
 from innerloop.adaptation.engine import Outputs
 from innerloop.episodes import Episode, InputError, Loss, Metrics, apply, weights_of
+from innerloop.errors import DivergedError
 from innerloop.metrics import AdaptationCurve, summarize
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 SCHEDULES = ("constant", "cosine")
-
-
-class DivergedError(RuntimeError):
-    """The loss or the meta-gradient is no longer a finite number."""
 
 
 class Phase(NamedTuple):

@@ -1,0 +1,3 @@
+from lightning import Callback
+class Progress(Callback):
+    def __init__(self, metric: str) -> None: pass

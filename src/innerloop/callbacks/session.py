@@ -1,0 +1,87 @@
+"""What surrounds the training steps: the clock, Ctrl-C, the closing validation."""
+
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from innerloop.errors import DivergedError, Stopped
+
+
+class Session(Callback):
+    """Keeps the clock across resumed runs, ends a run cleanly on Ctrl-C, and validates after the very last step.
+
+    checkpoint: where the state is saved when the process is asked to end (SIGINT, SIGTERM), between two meta-batches,
+    so that a resumed run equals an uninterrupted one. A second Ctrl-C ends at once, without saving.
+    wall_seconds, cpu_seconds: of training, validation included.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+        self.asked = False
+        self._before = (0.0, 0.0)
+        self._since: tuple[float, float] | None = None
+        self._handlers: dict[int, Any] = {}
+
+    @property
+    def wall_seconds(self) -> float:
+        return self._elapsed(0)
+
+    @property
+    def cpu_seconds(self) -> float:
+        return self._elapsed(1)
+
+    def _elapsed(self, i: int) -> float:
+        running = (time.perf_counter(), time.process_time())[i] - self._since[i] if self._since else 0.0
+        return self._before[i] + running
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"wall_seconds": self.wall_seconds, "cpu_seconds": self.cpu_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = (state_dict["wall_seconds"], state_dict["cpu_seconds"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = (time.perf_counter(), time.process_time())
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Here, not at a batch's end: only here do Lightning's counters say what a resumed run has to do next.
+        if self.asked:
+            trainer.save_checkpoint(self.checkpoint)
+            raise Stopped(f"stopped after step {trainer.global_step}, which is saved in {self.checkpoint}")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Lightning ends at max_steps without a validation unless it coincides with the end of an epoch.
+        if trainer.global_step >= trainer.max_steps > 0:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+        if self.asked:
+            raise Stopped(f"stopped after step {trainer.global_step}, before the test")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # The step that found the divergence was not taken: the weights are still the last good ones.
+        if isinstance(exception, DivergedError) and not self.checkpoint.exists():
+            trainer.save_checkpoint(self.checkpoint)
+        self._stop()
+
+    def _stop(self) -> None:
+        self._before, self._since = (self.wall_seconds, self.cpu_seconds), None
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}

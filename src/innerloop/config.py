@@ -1,0 +1,239 @@
+"""What a configuration may say: schemas, checks against the signatures that it fills, and the face of the commands.
+
+Light on purpose: no torch here, so that `--help` and `--cfg job` answer at once.
+"""
+
+import difflib
+import importlib
+import inspect
+import logging
+import os
+import secrets
+import shutil
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from innerloop.errors import DivergedError, InputError, Stopped
+
+log = logging.getLogger("innerloop")
+
+
+@dataclass
+class TrainerConfig:
+    """How long and on what a run trains."""
+
+    max_steps: int = MISSING
+    val_every: int = MISSING
+    val_episodes: int = MISSING
+    accelerator: str = MISSING
+    devices: Any = MISSING
+    strategy: str = MISSING
+    precision: str = MISSING
+    threads: int | None = MISSING
+    log_every: int = MISSING
+    deterministic: bool = MISSING
+
+
+@dataclass
+class TestConfig:
+    """The final test."""
+
+    episodes: int | None = MISSING
+    seed: int = MISSING
+    steps: str = MISSING
+
+
+@dataclass
+class WandbConfig:
+    """A Weights & Biases run."""
+
+    mode: str = MISSING
+    project: str = MISSING
+    entity: str | None = MISSING
+    name: str | None = MISSING
+    group: str | None = MISSING
+    tags: list[str] = MISSING
+
+
+@dataclass
+class LoggerConfig:
+    """Loggers besides the CSV file that every run has."""
+
+    wandb: WandbConfig | None = None
+
+
+@dataclass
+class TrainConfig:
+    """`train.py`. data, net and algo are checked against the signatures of their targets, see `arguments`."""
+
+    algo: Any = MISSING
+    data: Any = MISSING
+    net: Any = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    test: TestConfig = field(default_factory=TestConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    seed: int = MISSING
+    resume: str | None = MISSING
+    debug: bool = MISSING
+
+
+@dataclass
+class EvaluateConfig:
+    """`evaluate.py`."""
+
+    run: str = MISSING
+    checkpoint: str = MISSING
+    data: Any = MISSING
+    net: Any = MISSING
+    algo: Any = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    test: TestConfig = field(default_factory=TestConfig)
+    debug: bool = MISSING
+
+
+_token = secrets.token_hex(3)
+
+
+def register() -> None:
+    """Makes the schemas and the resolvers known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+    # Runs that start in the same second on different machines still get directories of their own.
+    OmegaConf.register_new_resolver("token", lambda: _token, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("either", lambda first, second: first or second, replace=True)
+
+
+def locate(path: str, key: str) -> Callable[..., Any]:
+    """The class or function at a dotted path; InputError naming the key if there is none."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{key}={path}: there is no such class or function ({error})") from error
+
+
+def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """name -> (type, default) of all keywords that a class or function takes, through `**kwargs` to its bases."""
+    found: dict[str, tuple[Any, Any]] = {}
+    functions = [c.__init__ for c in target.__mro__] if inspect.isclass(target) else [target]
+    for function in functions:
+        signature = inspect.signature(function)
+        hints = typing.get_type_hints(function)
+        for name, parameter in signature.parameters.items():
+            if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                found.setdefault(name, (hints.get(name, Any), parameter.default))
+        if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+            break
+    return found
+
+
+def arguments(node: Mapping[str, Any], target: Callable[..., Any], key: str) -> dict[str, Any]:
+    """The node's values, converted to the types that the target's signature declares.
+
+    Raises InputError naming the key and what is possible, for an unknown name or a value of the wrong type.
+    """
+    known = parameters(target)
+    for name in node:
+        if name not in known:
+            raise InputError(unknown_key(f"{key}.{name}", known))
+    fields = [(name, _for_omegaconf(known[name][0]), field(default=MISSING)) for name in node]
+    schema = OmegaConf.structured(make_dataclass("Arguments", fields))
+    for name, value in node.items():
+        try:
+            schema[name] = value
+        except OmegaConfBaseException as error:
+            raise InputError(f"{key}.{name}={value}: {str(error).splitlines()[0]}") from error
+    missing = [name for name in node if OmegaConf.is_missing(schema, name)]
+    if missing:
+        raise InputError(f"{key}.{missing[0]} must be given")
+    return typing.cast(dict[str, Any], OmegaConf.to_container(schema, resolve=True))
+
+
+def _for_omegaconf(hint: Any) -> Any:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Sequence, list):
+        return list[inner[0]]  # type: ignore[valid-type]
+    if origin in (typing.Union, types.UnionType) or hint in (int, float, str, bool):
+        return hint
+    return Any
+
+
+def unknown_key(full_key: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    """What to say of a key that does not exist."""
+    *path, name = full_key.split(".")
+    close = difflib.get_close_matches(name, list(known), n=1)
+    hint = f" Did you mean {'.'.join([*path, close[0]])}?" if close else ""
+    return f"unknown key {full_key}.{hint} Possible here: {', '.join(sorted(map(str, known)))}"
+
+
+def explain(error: BaseException) -> str:
+    """One short message for an error of the user's making."""
+    cause: BaseException | None = error
+    while cause is not None:
+        parent, full_key = getattr(cause, "parent_node", None), getattr(cause, "full_key", None)
+        if isinstance(cause, OmegaConfBaseException) and isinstance(parent, DictConfig) and full_key:
+            last = full_key.rpartition(".")[2]
+            if last not in parent:
+                return unknown_key(full_key, [str(k) for k in parent])
+            return f"{full_key}: {str(cause).splitlines()[0]}"
+        cause = cause.__cause__
+    return str(error).partition("\nConfig search path")[0].rstrip()
+
+
+def given(key: str, argv: Sequence[str]) -> str | None:
+    """The value of `key=value` on the command line."""
+    return next((a.partition("=")[2].strip("\"'") for a in argv if a.startswith(f"{key}=")), None)
+
+
+def command(task: Callable[[], Any]) -> None:
+    """Runs a Hydra application: a mistake of the user's ends in one short message, status 1 and no directory.
+
+    `debug=true` shows the whole traceback. Ctrl-C ends with status 130.
+    """
+    # Hydra would print its own half of the story; with this it hands every error on.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    status = 1
+    try:
+        task()
+        return
+    except (InputError, HydraException, OmegaConfBaseException, DivergedError, Stopped) as error:
+        if "debug=true" in [a.lower() for a in sys.argv]:
+            raise
+        print(f"\n{Path(sys.argv[0]).name}: {explain(error)}", file=sys.stderr)
+        status = 130 if isinstance(error, Stopped) else 1
+    except KeyboardInterrupt:
+        print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        status = 130
+    finally:
+        remove_empty_sweep()
+    sys.exit(status)
+
+
+def remove_empty(directory: Path) -> None:
+    """Removes a directory, and those above it, as long as they are empty."""
+    for path in [directory, *directory.parents]:
+        try:
+            path.rmdir()
+        except OSError:
+            return
+
+
+def remove_empty_sweep() -> None:
+    """Removes this process's sweep directory if no job left anything in it."""
+    for directory in Path().glob(f"runs/sweeps/*{_token}"):
+        if not any(p.is_file() and p.name != "multirun.yaml" for p in directory.rglob("*")):
+            shutil.rmtree(directory)
+            remove_empty(directory.parent)
+
+

@@ -1,0 +1,200 @@
+"""Omniglot: 1623 handwritten characters of 50 alphabets, each drawn once by 20 people.
+
+Lake, Salakhutdinov, Tenenbaum: Human-level concept learning through probabilistic program induction. Science, 2015.
+Fetched from the authors' repository (MIT licence), or read from a folder.
+"""
+
+import hashlib
+import io
+import os
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pooch
+import torch
+from PIL import Image
+
+from innerloop.datasets.images import LabelledImages, cache_folder, cached, shuffled
+from innerloop.episodes import InputError, Split
+
+URL = "https://github.com/brendenlake/omniglot/raw/master/python/"
+BACKGROUND, EVALUATION = "images_background", "images_evaluation"
+MD5 = {BACKGROUND: "68d2efa1b9178cc56df9314c21c6e718", EVALUATION: "6b91aef0f799c5bb55b94e3f2daec811"}
+CHARACTERS = {BACKGROUND: 964, EVALUATION: 659}
+DRAWINGS = 20
+SIZE = 28
+
+# Character split: so many to train and to validate on, all others to test on. Vinyals et al. (2016) and Finn et al.
+# (2017) train on 1200 and test on 423; 100 of the 1200 are kept for validation here.
+TRAIN, VALIDATION = 1100, 100
+
+# Alphabet split: validation takes the five smallest background alphabets, 81 characters, as Meta-Dataset does
+# (Triantafillou et al., 2020).
+VALIDATION_ALPHABETS = (
+    "Alphabet_of_the_Magi",
+    "Blackfoot_(Canadian_Aboriginal_Syllabics)",
+    "Inuktitut_(Canadian_Aboriginal_Syllabics)",
+    "Ojibwe_(Canadian_Aboriginal_Syllabics)",
+    "Tagalog",
+)
+
+# Part of the name of the processed files: raise it when what they hold changes.
+FORMAT = 1
+
+
+def load(root: str | None = None, split: str = "characters") -> LabelledImages:
+    """All 32,460 drawings, (N, 1, 28, 28) with ink 255 on 0; classes are named "Alphabet/characterNN".
+
+    root: a folder with images_background.zip and images_evaluation.zip, or with these unpacked; null downloads both
+    (14 MB) into the user's cache folder and verifies them. The processed images are kept there too.
+    split: "characters": 1100 training, 100 validation and 423 test characters, whatever their alphabets;
+    "alphabets": whole alphabets, 883, 81 and 659 characters: the evaluation archive is the test split.
+    Both are fixed; no seed changes them.
+    Raises InputError if a file cannot be had, is damaged or is not the whole of Omniglot, or if there is no such split.
+    """
+    if split not in ("characters", "alphabets"):
+        raise InputError(f"data.split={split}: choose characters or alphabets")
+    parts = [_images(name, _download(name) if root is None else find(root, name)) for name in (BACKGROUND, EVALUATION)]
+    names, images = zip(*parts, strict=True)
+    classes = (*names[0], *names[1])
+    return LabelledImages(
+        images=torch.from_numpy(np.concatenate(images)).unsqueeze(1),
+        classes=classes,
+        counts=np.full(len(classes), DRAWINGS),
+        splits=_characters(classes) if split == "characters" else _alphabets(classes, background=len(names[0])),
+    )
+
+
+def find(root: str, archive: str) -> Path:
+    """The folder `archive` or the file `archive`.zip in the folder `root`; InputError if there is neither."""
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"data.root={root}: there is no such folder")
+    if (folder / archive).is_dir():
+        return folder / archive
+    if (folder / f"{archive}.zip").is_file():
+        return folder / f"{archive}.zip"
+    raise InputError(f"data.root={root}: neither {archive}.zip nor a folder {archive} is there")
+
+
+def parse(archive: str, source: Path) -> tuple[tuple[str, ...], np.ndarray]:
+    """The characters of one archive, a zip file or the same unpacked, however many there are.
+
+    Returns their names "Alphabet/characterNN", sorted, and their drawings, (characters, drawings, 28, 28) uint8 with
+    ink 255. Raises InputError naming the file that cannot be read, or the character that has too few or too many drawings.
+    """
+    drawings: dict[str, dict[str, np.ndarray]] = {}
+    for path, data in _zipped(source) if source.is_file() else _unpacked(source):
+        match = re.fullmatch(rf"{archive}/([^/]+/character\d+)/(\d+_\d+)\.png", path)
+        if match:
+            drawings.setdefault(match[1], {})[match[2]] = _drawing(data, f"{source}: {path}")
+    if not drawings:
+        raise InputError(
+            f"{source} is not that part of Omniglot: it holds no {archive}/ALPHABET/characterNN/IIII_DD.png"
+        )
+    for name, images in drawings.items():
+        if len(images) != DRAWINGS:
+            raise InputError(f"{source}: {name} has {len(images)} drawings, there should be {DRAWINGS}")
+    names = tuple(sorted(drawings))
+    return names, np.stack([[image for _, image in sorted(drawings[name].items())] for name in names])
+
+
+def _images(archive: str, source: Path) -> tuple[tuple[str, ...], np.ndarray]:
+    def build() -> dict[str, np.ndarray]:
+        names, images = parse(archive, source)
+        if len(names) != CHARACTERS[archive]:
+            raise InputError(f"{source} holds {len(names)} characters, there should be {CHARACTERS[archive]}")
+        return {"names": np.array(names), "images": images}
+
+    stored = cached(cache_folder("omniglot") / f"{archive}-{_digest(source)}-v{FORMAT}.npz", build)
+    return tuple(map(str, stored["names"])), stored["images"].reshape(-1, SIZE, SIZE)
+
+
+def _digest(source: Path) -> str:
+    """What tells one state of a zip file or of a folder from another."""
+    try:
+        if source.is_file():
+            with open(source, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+        state = hashlib.sha256(str(source.resolve()).encode())
+        for path in _pngs(source):
+            status = path.stat()
+            state.update(f"{path.relative_to(source)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        return state.hexdigest()[:32]
+    except OSError as error:
+        raise InputError(f"{source} cannot be read: {error}") from error
+
+
+def _pngs(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/*/*.png"))
+
+
+def _unpacked(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for path in _pngs(folder):
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+        yield path.relative_to(folder.parent).as_posix(), data
+
+
+def _zipped(file: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for entry in archive.infolist():
+                yield entry.filename, archive.read(entry)
+    # RuntimeError, NotImplementedError: an entry is encrypted, or packed in a way that Python does not know.
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise InputError(f"{file} is not a whole zip file: {error}") from error
+
+
+def _drawing(data: bytes, origin: str) -> np.ndarray:
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.size != (105, 105):
+            raise InputError(f"{origin} is {image.size[0]}x{image.size[1]}, Omniglot's drawings are 105x105")
+        small = image.convert("L").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        raise InputError(f"{origin} is not a readable PNG: {error}") from error
+    return 255 - np.asarray(small)
+
+
+def _download(archive: str) -> Path:
+    folder, name = cache_folder("omniglot"), f"{archive}.zip"
+    import requests  # with pooch; slow to import, and not needed where data.root is given
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = pooch.retrieve(URL + name, f"md5:{MD5[archive]}", fname=name, path=folder, progressbar=True)
+    # pooch reports a wrong checksum as a ValueError, requests everything about the network as an OSError.
+    except (OSError, ValueError, requests.exceptions.RequestException) as error:
+        raise InputError(
+            f"{URL + name} could not be fetched into {folder}: {str(error).splitlines()[0]} "
+            f"Without a network, put {BACKGROUND}.zip and {EVALUATION}.zip in a folder and say data.root=FOLDER; "
+            "data=glyphs needs no download."
+        ) from error
+    return Path(os.fspath(path))
+
+
+def _characters(classes: tuple[str, ...]) -> dict[Split, np.ndarray]:
+    ids = {name: i for i, name in enumerate(classes)}
+    order = np.array([ids[name] for name in shuffled(classes)])
+    train, validation, test = np.split(order, [TRAIN, TRAIN + VALIDATION])
+    return {"train": np.sort(train), "validation": np.sort(validation), "test": np.sort(test)}
+
+
+def _alphabets(classes: tuple[str, ...], background: int) -> dict[Split, np.ndarray]:
+    ids = np.arange(len(classes))
+    kept = np.array([name.split("/")[0] in VALIDATION_ALPHABETS for name in classes])
+    return {
+        "train": ids[(ids < background) & ~kept],
+        "validation": ids[(ids < background) & kept],
+        "test": ids[ids >= background],
+    }

@@ -1,0 +1,13 @@
+"""Errors whose message alone is shown. Apart, and without imports, so that the command line can know them at once."""
+
+
+class InputError(ValueError):
+    """The user asked for something that cannot be."""
+
+
+class DivergedError(RuntimeError):
+    """The loss or the meta-gradient is no longer a finite number."""
+
+
+class Stopped(Exception):
+    """The user pressed Ctrl-C, or the machine asked the process to end; the state was saved."""

@@ -1,0 +1,340 @@
+"""From a configuration to a run directory: compose -> build -> fit -> test -> results.json."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from innerloop.callbacks.progress import Progress
+from innerloop.callbacks.session import Session
+from innerloop.config import TrainConfig, arguments, explain, locate, remove_empty, unknown_key
+from innerloop.datamodule import EpisodeDataModule
+from innerloop.errors import InputError, Stopped
+from innerloop.learners import MetaLearner
+from innerloop.reporting import closing_table, draw_plots, flatten, test_results, write_episodes
+from innerloop.tasks.base import Tasks
+from innerloop.tracking import MetricsFile, finish, log_final, wandb_logger
+
+log = logging.getLogger("innerloop")
+
+CONFIG = "config.yaml"
+RESULTS = "results.json"
+
+
+@dataclass
+class Parts:
+    """What a configuration describes."""
+
+    tasks: Tasks
+    learner: MetaLearner
+    data: EpisodeDataModule
+
+
+def build(cfg: DictConfig) -> Parts:
+    """The task family, the learner and the data module of a configuration. Raises InputError for what cannot be."""
+    plain = to_plain(cfg)
+    data = dict(plain["data"])
+    data.pop("test_episodes")  # read through test.episodes
+    of_module = {name: data.pop(name) for name in ("meta_batch_size", "num_workers") if name in data}
+    seed_everything(plain["seed"], verbose=False)
+    tasks = _make_tasks(data)
+    net = _make(plain["net"], "net", input_shape=tasks.input_shape, output_size=tasks.output_size)
+    learner = _make(plain["algo"], "algo", net=net, loss=tasks.loss, metrics=tasks.metrics)
+    module = EpisodeDataModule(
+        tasks,
+        seed=plain["seed"],
+        eval_seed=plain["test"]["seed"],
+        val_episodes=plain["trainer"]["val_episodes"],
+        test_episodes=plain["test"]["episodes"],
+        **arguments(of_module, EpisodeDataModule, "data"),
+    )
+    return Parts(tasks, learner, module)
+
+
+def to_plain(cfg: DictConfig) -> dict[str, Any]:
+    """Plain containers, interpolations resolved."""
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return plain  # type: ignore[return-value]
+
+
+def _make(node: Mapping[str, Any], key: str, **given: Any) -> Any:
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise InputError(f"{key} must name a configuration with a _target_, got {node}")
+    target = locate(node["_target_"], f"{key}._target_")
+    rest = {name: value for name, value in node.items() if name not in ("name", "_target_")}
+    return target(**arguments(rest, target, key), **given)
+
+
+def _make_tasks(node: dict[str, Any]) -> Tasks:
+    """The task family; where `dataset` names a loader, the loader takes the keys that its signature names."""
+    if "dataset" not in node:
+        return _make(node, "data")
+    loader = locate(node["dataset"], "data.dataset")
+    import inspect
+
+    wanted = set(inspect.signature(loader).parameters)
+    of_loader = {name: value for name, value in node.items() if name in wanted}
+    rest = {name: value for name, value in node.items() if name not in wanted and name != "dataset"}
+    return _make(rest, "data", dataset=loader(**arguments(of_loader, loader, "data")))
+
+
+def train(cfg: DictConfig) -> float:
+    """Trains, tests and records one run. Returns the headline metric on the validation tasks, for a search."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    resuming = cfg.resume is not None
+    try:
+        if resuming:
+            cfg = resumed_config(run_dir, HydraConfig.get().overrides.task)
+        elif (run_dir / CONFIG).exists():
+            raise InputError(f"{run_dir} holds a run already: go on with resume={run_dir}, or choose another directory")
+        _check(cfg)
+        parts = build(cfg)
+    except BaseException:
+        remove_empty(run_dir)
+        raise
+    with _recorded(run_dir):
+        if not resuming:
+            write_record(cfg, run_dir)
+        return _fit_and_test(cfg, run_dir, parts)
+
+
+def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
+    learner, data, tasks = parts.learner, parts.data, parts.tasks
+    checkpoints = run_dir / "checkpoints"
+    last = checkpoints / "last.ckpt"
+    start = last if last.exists() else None
+    resumed_at = torch.load(last, weights_only=False)["global_step"] if start else 0
+    session = Session(last)
+    best = ModelCheckpoint(
+        checkpoints,
+        filename="best",
+        monitor=f"val/{tasks.metric}",
+        mode="max" if tasks.higher_is_better else "min",
+        save_last=True,
+        enable_version_counter=False,
+        auto_insert_metric_name=False,
+    )
+    loggers = make_loggers(cfg, run_dir, resumed_at)
+    status = 1
+    try:
+        callbacks = [best, session, Progress(tasks.metric)]
+        if loggers:
+            callbacks.append(LearningRateMonitor("step"))
+        trainer = make_trainer(cfg, logger=loggers, callbacks=callbacks, accumulate=learner.accumulate)
+        log.info("training %s on %s in %s", cfg.algo.name, cfg.data.name, run_dir)
+        trainer.fit(learner, data, ckpt_path=start, weights_only=False)
+        validation, test, values = evaluate_best(trainer, parts, best.best_model_path or str(last), cfg.test.steps)
+        results = {
+            "algo": cfg.algo.name,
+            "data": cfg.data.name,
+            "net": cfg.net.name,
+            "seed": cfg.seed,
+            "steps": trainer.global_step,
+            "parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
+            "train_seconds": session.wall_seconds,
+            "train_cpu_seconds": session.cpu_seconds,
+            "steps_per_second": trainer.global_step / session.wall_seconds,
+            "validation": validation,
+            "test": test,
+        }
+        if trainer.is_global_zero:
+            write_episodes(run_dir / "test_episodes.csv", learner.curve.names, values)
+            figures = draw_plots(run_dir, tasks, learner, data, test)
+            log_final(loggers, *flatten(results), figures)
+            write_json(run_dir / RESULTS, results)
+            print(closing_table(results, tasks.metric, run_dir), flush=True)
+        status = 0
+    except Stopped as stopped:
+        raise Stopped(f"{stopped}. Go on with: python train.py resume={run_dir}") from None
+    finally:
+        finish(loggers, status)
+    return validation[tasks.metric]["mean"]
+
+
+def evaluate_best(
+    trainer: Trainer, parts: Parts, checkpoint: str, steps: str
+) -> tuple[dict[str, Any], dict[str, Any], torch.Tensor]:
+    """Validation and test results of a checkpoint, and the test's values (episodes, 1 + K + 1, metrics).
+
+    steps: "last" reports after all inner steps; "validation" after as many as are best on the validation tasks.
+    """
+    learner, tasks = parts.learner, parts.tasks
+    trainer.validate(learner, parts.data, ckpt_path=checkpoint, verbose=False, weights_only=False)
+    means = [entry["mean"] for entry in learner.last_curve[tasks.metric][1:]]
+    step = len(means) - 1
+    if steps == "validation":
+        step = means.index(max(means) if tasks.higher_is_better else min(means))
+    validation = test_results(learner.last_curve, parts.data.val_episodes, step)
+    trainer.test(learner, parts.data, ckpt_path=checkpoint, verbose=False, weights_only=False)
+    return validation, test_results(learner.last_curve, parts.data.test_episodes, step), learner.curve.compute()
+
+
+def make_trainer(cfg: DictConfig, accumulate: int = 1, **extra: Any) -> Trainer:
+    """Lightning's trainer; an epoch is the stretch between two validations."""
+    t = cfg.trainer
+    if t.threads is not None:
+        torch.set_num_threads(t.threads)
+    _quiet()
+    try:
+        return Trainer(
+            max_steps=t.max_steps,
+            max_epochs=-1,
+            limit_train_batches=min(t.val_every, t.max_steps) * accumulate,
+            log_every_n_steps=min(t.log_every, t.max_steps),
+            accelerator=t.accelerator,
+            devices=t.devices,
+            strategy=t.strategy,
+            precision=t.precision,
+            deterministic=t.deterministic,
+            num_sanity_val_steps=0,
+            inference_mode=False,
+            enable_model_summary=False,
+            **extra,
+        )
+    except (ValueError, lightning.fabric.utilities.exceptions.MisconfigurationException) as error:
+        raise InputError(f"trainer: {error}") from error
+
+
+def make_loggers(cfg: DictConfig, run_dir: Path, resumed_at: int) -> list[Any]:
+    """metrics.csv, and what the logger group names."""
+    loggers: list[Any] = [MetricsFile(run_dir, resumed_at)]
+    if cfg.logger.wandb is not None:
+        loggers.append(wandb_logger(run_dir, to_plain(cfg), to_plain(cfg.logger.wandb)))
+    return loggers
+
+
+def resumed_config(run_dir: Path, overrides: list[str]) -> DictConfig:
+    """The recorded configuration of a run, with what else the command line says."""
+    cfg = load_config(run_dir)
+    OmegaConf.set_struct(cfg, True)
+    try:
+        for override in overrides:
+            key, _, value = override.partition("=")
+            if key != "resume":
+                OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v)
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error)) from error
+    return cfg
+
+
+def load_config(run_dir: Path) -> DictConfig:
+    """The configuration that a run recorded. Raises InputError if the directory holds no run."""
+    path = run_dir / CONFIG
+    if not path.is_file():
+        raise InputError(f"{run_dir} is no run directory: it has no {CONFIG}")
+    cfg = OmegaConf.load(path)
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def _check(cfg: DictConfig) -> None:
+    known = [f.name for f in fields(TrainConfig)]
+    for name in cfg:
+        if name not in known:
+            raise InputError(unknown_key(str(name), known))
+    for name in ("max_steps", "val_every", "val_episodes", "log_every", "threads"):
+        value = cfg.trainer[name]
+        if value is not None and value < 1:
+            raise InputError(f"trainer.{name} must be above zero, got {value}")
+    if cfg.test.episodes < 1:
+        raise InputError(f"test.episodes must be above zero, got {cfg.test.episodes}")
+    if cfg.seed < 0 or cfg.test.seed < 0:
+        raise InputError(f"seed and test.seed must not be negative, got {cfg.seed} and {cfg.test.seed}")
+    if cfg.test.steps not in ("last", "validation"):
+        raise InputError(f"test.steps={cfg.test.steps}: choose one of last, validation")
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise InputError(f"trainer.accelerator={cfg.trainer.accelerator}: no GPU is visible; use trainer=cpu or auto")
+
+
+def write_record(cfg: DictConfig, run_dir: Path) -> None:
+    """config.yaml, overrides.yaml and environment.json: what is needed to do the run again."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)
+    OmegaConf.save(HydraConfig.get().overrides.task, run_dir / "overrides.yaml")
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*command: str) -> str | None:
+        try:
+            return subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    packages = {d.name: d.version for d in distributions()}
+    environment = {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git_commit": commit.strip() if commit else None,
+        "git_dirty": bool(changes) if changes is not None else None,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": dict(sorted(packages.items())),
+    }
+    write_json(run_dir / "environment.json", environment)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes the file whole or not at all."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(content, indent=1) + "\n")
+    draft.replace(path)
+
+
+@contextmanager
+def _recorded(run_dir: Path) -> Iterator[None]:
+    """Sends innerloop's messages, and Lightning's warnings, to the terminal and to train.log."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(run_dir / "train.log")]
+    loggers = [logging.getLogger(name) for name in ("innerloop", "lightning.pytorch", "py.warnings")]
+    logging.captureWarnings(True)
+    for logger in loggers:
+        logger.propagate = False
+        logger.setLevel(logging.INFO if logger.name == "innerloop" else logging.WARNING)
+        for handler in handlers:
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+            logger.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        logging.getLogger("innerloop").debug("ended by %r", error)
+        with (run_dir / "train.log").open("a") as file:
+            print(f"{type(error).__name__}: {error}", file=file)
+        raise
+    finally:
+        logging.captureWarnings(False)
+        for logger in loggers:
+            for handler in handlers:
+                logger.removeHandler(handler)
+        handlers[1].close()
+
+
+def _quiet() -> None:
+    # Episodes are drawn on the spot, cheaper than a worker process would hand them over.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # An epoch is the stretch between two validations, and its length is told by limit_train_batches.
+    warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
+    # Resuming and testing happen on purpose in a directory that holds checkpoints.
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+
+
+__all__ = ["Parts", "build", "evaluate_best", "load_config", "make_trainer", "train"]
+Task = Callable[[DictConfig], Any]

@@ -1,0 +1,92 @@
+"""N-way k-shot classification over any labelled images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from innerloop.datasets.images import LabelledImages
+from innerloop.episodes import SPLITS, Episode, InputError, Samples, Split
+from innerloop.tasks.base import Classification, positive
+
+
+class FewShotImages(Classification):
+    """Each task is to tell apart `ways` classes of the split at hand, from `shots` examples of each.
+
+    The set-up of Vinyals et al. (2016). x: (ways * shots, C, H, W) and (ways * queries, C, H, W), float32 in [0, 1];
+    y: the classes numbered 0 to ways - 1 in random order. No image is in both support and query.
+
+    queries: query images of each class; train_queries: the same in training episodes, null for as many.
+    rotations: in training episodes a class turned by 90, 180 or 270 degrees is another class, and one task mixes all
+    four (Santoro et al., 2016; Vinyals et al., 2016); validation and test tasks are upright.
+    Raises InputError if a split has too few classes, or a class too few images.
+    """
+
+    def __init__(
+        self,
+        dataset: LabelledImages,
+        ways: int = 5,
+        shots: int = 1,
+        queries: int = 15,
+        train_queries: int | None = None,
+        rotations: bool = False,
+    ) -> None:
+        positive(shots=shots, queries=queries)
+        if train_queries is None:
+            train_queries = queries
+        positive(train_queries=train_queries)
+        if ways < 2:
+            raise InputError(f"ways must be at least 2, got {ways}")
+        height, width = dataset.images.shape[-2:]
+        if rotations and height != width:
+            raise InputError(f"rotations=true needs square images, these are {height}x{width}")
+        self.dataset, self.ways, self.shots, self.rotations = dataset, ways, shots, rotations
+        self.queries = {split: train_queries if split == "train" else queries for split in SPLITS}
+        for split in SPLITS:
+            self._check(split)
+        self.input_shape = tuple(dataset.images.shape[1:])
+        self.output_size = ways
+
+    def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> Episode:
+        """A meta-batch: x (tasks, n, C, H, W) float32 in [0, 1] and y (tasks, n) int64, n = ways * images a class."""
+        indices, angles = zip(*(self._choose(split, rng) for rng in rngs), strict=True)
+        # (tasks, ways, shots + queries, C, H, W): bytes until the last moment, a quarter of what floats would move.
+        images = self.dataset.images[torch.from_numpy(np.stack(indices))]
+        turns = torch.from_numpy(np.stack(angles))
+        for turn in (1, 2, 3):
+            chosen = turns == turn
+            if chosen.any():
+                images[chosen] = images[chosen].rot90(turn, (-2, -1))
+        return Episode(self._samples(images[:, :, : self.shots]), self._samples(images[:, :, self.shots :]))
+
+    def _choose(self, split: Split, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """(ways, shots + queries) indices into the images, distinct, and (ways,) quarter turns."""
+        classes, data = self.dataset.splits[split], self.dataset
+        angles = 4 if self.rotations and split == "train" else 1
+        drawn = rng.choice(angles * len(classes), self.ways, replace=False)
+        ids, turns = classes[drawn // angles], drawn % angles
+        counts = data.counts[ids]
+        # The smallest of independent uniform numbers are a subset without replacement, all classes in one call.
+        keys = rng.random((self.ways, counts.max()))
+        keys[np.arange(counts.max()) >= counts[:, None]] = np.inf
+        members = keys.argsort(axis=1)[:, : self.shots + self.queries[split]]
+        return data.first[ids, None] + members, turns
+
+    def _samples(self, images: Tensor) -> Samples:
+        tasks, ways, n = images.shape[:3]
+        x = images.reshape(tasks, ways * n, *images.shape[3:]).to(torch.float32).div_(255)
+        return Samples(x, torch.arange(ways).repeat_interleave(n).repeat(tasks, 1))
+
+    def _check(self, split: Split) -> None:
+        ids = self.dataset.splits[split]
+        available = len(ids) * (4 if self.rotations and split == "train" else 1)
+        if self.ways > available:
+            raise InputError(f"ways={self.ways}, but the {split} split has {available} classes")
+        smallest = ids[self.dataset.counts[ids].argmin()]
+        wanted, held = self.shots + self.queries[split], self.dataset.counts[smallest]
+        if wanted > held:
+            raise InputError(
+                f"shots={self.shots} and {self.queries[split]} queries need {wanted} images of a class, but "
+                f"{self.dataset.classes[smallest]} of the {split} split has {held}"
+            )

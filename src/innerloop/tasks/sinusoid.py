@@ -1,0 +1,54 @@
+"""Sine waves, the regression tasks of MAML (Finn, Abbeel and Levine, 2017, section 5.1)."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from innerloop.episodes import Episode, Samples, Split
+from innerloop.tasks.base import Regression, positive, tensor
+
+
+class Sinusoid(Regression):
+    """y = A sin(x - phase) without noise; A ~ U[0.1, 5], phase ~ U[0, pi] (radians), x ~ U[-5, 5].
+
+    x: (n, 1). y: (n, 1). The splits are disjoint streams of one distribution: amplitudes and phases are continuous, so
+    no task comes twice.
+
+    shots, queries: support and query points of an episode. InputError unless both are above zero.
+    """
+
+    x_range: ClassVar[tuple[float, float]] = (-5.0, 5.0)
+    amplitudes: ClassVar[tuple[float, float]] = (0.1, 5.0)
+    phases: ClassVar[tuple[float, float]] = (0.0, float(np.pi))
+
+    def __init__(self, shots: int = 10, queries: int = 10) -> None:
+        positive(shots=shots, queries=queries)
+        self.shots, self.queries = shots, queries
+        self.input_shape, self.output_size = (1,), 1
+
+    def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> Episode:
+        # One call to each stream, arithmetic over the whole batch: creating the stream costs more than all the rest.
+        uniform = np.empty((len(rngs), 2 + self.shots + self.queries))
+        for rng, row in zip(rngs, uniform, strict=True):
+            rng.random(out=row)
+        amplitude = between(self.amplitudes, uniform[:, :1])
+        phase = between(self.phases, uniform[:, 1:2])
+        # Targets belong to the inputs as the learner sees them, in float32.
+        x = between(self.x_range, uniform[:, 2:]).astype(np.float32)
+        y = amplitude * np.sin(x - phase)
+        return split_points(x[..., None], y[..., None], self.shots)
+
+
+def between(bounds: tuple[float, float], uniform: np.ndarray) -> np.ndarray:
+    """Numbers uniform in [0, 1) as numbers uniform between two bounds."""
+    low, high = bounds
+    return low + (high - low) * uniform
+
+
+def split_points(x: np.ndarray, y: np.ndarray, shots: int) -> Episode:
+    """Points (tasks, n, features) and targets (tasks, n, targets) as episodes: the first `shots` points are support."""
+    return Episode(
+        Samples(tensor(x[:, :shots]), tensor(y[:, :shots])),
+        Samples(tensor(x[:, shots:]), tensor(y[:, shots:])),
+    )

@@ -1,0 +1,107 @@
+"""What the tests share: double precision, small meta-batches, plain losses, and a quiet Trainer."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning import Trainer
+from torch import Tensor, nn
+
+from innerloop.episodes import Episode, Samples, Weights, apply
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Double precision by default: nets, batches and tolerances of 1e-10."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+def quiet() -> None:
+    """Ignores what Lightning says of Trainers that are as small as a test's. `fit` and `test` warn anew each time."""
+    # No worker processes: the data are a few tensors made on the spot.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # GPUs that happen to be there are left alone on purpose.
+    warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+
+
+@pytest.fixture(autouse=True)
+def quiet_lightning() -> Iterator[None]:
+    with warnings.catch_warnings():
+        quiet()
+        yield
+
+
+def trainer(**options: Any) -> Trainer:
+    """A Trainer on the CPU that writes nothing."""
+    silent = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+    }
+    return Trainer(**(silent | options))
+
+
+def squared(net: nn.Module, weights: Weights, samples: Samples) -> Tensor:
+    return F.mse_loss(apply(net, weights, samples.x), samples.y)
+
+
+def cross_entropy(net: nn.Module, weights: Weights, samples: Samples) -> Tensor:
+    return F.cross_entropy(apply(net, weights, samples.x), samples.y)
+
+
+def logistic(net: nn.Module, weights: Weights, samples: Samples) -> Tensor:
+    logits = apply(net, weights, samples.x).squeeze(-1)
+    return F.binary_cross_entropy_with_logits(logits, samples.y.to(logits.dtype))
+
+
+def regression_batch(tasks: int, shots: int, queries: int, size: int = 3, targets: int = 1, seed: int = 0) -> Episode:
+    """Random points with random targets."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def samples(n: int) -> Samples:
+        x = torch.randn(tasks, n, size, generator=rng)
+        return Samples(x, torch.randn(tasks, n, targets, generator=rng))
+
+    return Episode(samples(shots), samples(queries))
+
+
+def class_batch(
+    tasks: int, ways: int, shots: int, queries: int, shape: tuple[int, ...] = (1, 16, 16), seed: int = 0
+) -> Episode:
+    """Classes that are noise around a random image of their own; labels in order, `shots` and `queries` a class."""
+    rng = torch.Generator().manual_seed(seed)
+    means = torch.randn(tasks, ways, 1, *shape, generator=rng)
+
+    def samples(n: int) -> Samples:
+        x = means + torch.randn(tasks, ways, n, *shape, generator=rng)
+        return Samples(x.flatten(1, 2), torch.arange(ways).repeat_interleave(n).expand(tasks, -1).clone())
+
+    return Episode(samples(shots), samples(queries))
+
+
+def task(batch: Episode, i: int) -> Episode:
+    """The i-th task of a meta-batch."""
+    return Episode(*(Samples(part.x[i], part.y[i]) for part in batch))
+
+
+def randomise(module: nn.Module, seed: int = 0, scale: float = 0.3) -> None:
+    """Adds noise to every parameter: generators no longer write zeros, norms no longer scale by one."""
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(scale * torch.randn(p.shape, generator=rng))

@@ -81,9 +81,12 @@ def regression_batch(tasks: int, shots: int, queries: int, size: int = 3, target
 
 
 def class_batch(
-    tasks: int, ways: int, shots: int, queries: int, shape: tuple[int, ...] = (1, 16, 16), seed: int = 0
+    tasks: int, ways: int, shots: int, queries: int, shape: tuple[int, ...] = (1, 17, 17), seed: int = 0
 ) -> Episode:
-    """Classes that are noise around a random image of their own; labels in order, `shots` and `queries` a class."""
+    """Classes that are noise around a random image of their own; labels in order, `shots` and `queries` a class.
+
+    17 pixels and not 16: four halvings leave more than one, and a norm of one pixel would be constant.
+    """
     rng = torch.Generator().manual_seed(seed)
     means = torch.randn(tasks, ways, 1, *shape, generator=rng)
 

@@ -6,7 +6,6 @@ Light on purpose: no torch here, so that `--help` and `--cfg job` answer at once
 import difflib
 import importlib
 import inspect
-import logging
 import os
 import secrets
 import shutil
@@ -22,10 +21,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from innerloop.errors import DivergedError, InputError, Stopped
 
-log = logging.getLogger("innerloop")
+CONFIG = "config.yaml"
 
 
 @dataclass
@@ -99,6 +99,7 @@ class EvaluateConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     test: TestConfig = field(default_factory=TestConfig)
     debug: bool = MISSING
+    seed: int = MISSING
 
 
 _token = secrets.token_hex(3)
@@ -114,6 +115,29 @@ def register() -> None:
     OmegaConf.register_new_resolver("either", lambda first, second: first or second, replace=True)
 
 
+def load_config(run_dir: Path) -> DictConfig:
+    """The configuration that a run recorded. Raises InputError if the directory holds no run."""
+    path = run_dir / CONFIG
+    if not path.is_file():
+        raise InputError(f"{run_dir} is no run directory: it has no {CONFIG}")
+    try:
+        cfg = OmegaConf.load(path)
+        assert isinstance(cfg, DictConfig)
+    except (OmegaConfBaseException, YAMLError, AssertionError) as error:
+        raise InputError(f"{path} is no configuration: {error}") from error
+    return cfg
+
+
+def register_run(run_dir: str | None) -> None:
+    """Makes a run's recorded configuration what an evaluation starts from: `data=of_run`, `net=of_run`, `recorded`."""
+    cfg = load_config(Path(run_dir)) if run_dir else OmegaConf.create({"net": {}, "data": {}})
+    store = ConfigStore.instance()
+    store.store(group="data", name="of_run", node=cfg.data)
+    store.store(group="net", name="of_run", node=cfg.net)
+    kept = {name: cfg[name] for name in ("algo", "trainer", "test", "seed") if name in cfg}
+    store.store(name="recorded", node=OmegaConf.create(kept))
+
+
 def locate(path: str, key: str) -> Callable[..., Any]:
     """The class or function at a dotted path; InputError naming the key if there is none."""
     module, _, name = path.rpartition(".")
@@ -126,8 +150,8 @@ def locate(path: str, key: str) -> Callable[..., Any]:
 def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """name -> (type, default) of all keywords that a class or function takes, through `**kwargs` to its bases."""
     found: dict[str, tuple[Any, Any]] = {}
-    functions = [c.__init__ for c in target.__mro__] if inspect.isclass(target) else [target]
-    for function in functions:
+    functions: list[Any] = [vars(c).get("__init__") for c in target.__mro__] if inspect.isclass(target) else [target]
+    for function in filter(None, functions):
         signature = inspect.signature(function)
         hints = typing.get_type_hints(function)
         for name, parameter in signature.parameters.items():
@@ -235,5 +259,3 @@ def remove_empty_sweep() -> None:
         if not any(p.is_file() and p.name != "multirun.yaml" for p in directory.rglob("*")):
             shutil.rmtree(directory)
             remove_empty(directory.parent)
-
-

@@ -37,7 +37,7 @@ class EpisodeStream(IterableDataset):
 
 
 class EpisodeLoader(DataLoader):
-    """A loader that asks, whenever a pass begins, which meta-batch comes next: so a resumed run goes on with its stream."""
+    """Asks, whenever a pass begins, which meta-batch comes next: so a resumed run goes on with its stream."""
 
     def __init__(self, stream: EpisodeStream, position: Callable[[], int], num_workers: int) -> None:
         super().__init__(
@@ -56,7 +56,7 @@ class EpisodeLoader(DataLoader):
 
 
 class Blocks:
-    """Meta-batch t as episode indices [t * size, (t + 1) * size), of which each rank draws an equal, consecutive part."""
+    """Meta-batch t: episodes t * size to (t + 1) * size - 1, of which each rank draws an equal, consecutive part."""
 
     def __init__(self, size: int, rank: int, world: int) -> None:
         self.size, self.part, self.offset = size, size // world, rank * (size // world)

@@ -54,8 +54,8 @@ def weights_of(net: nn.Module) -> Weights:
 def episode_rng(seed: int, split: Split, index: int) -> np.random.Generator:
     """The random stream of one episode: a pure function of (seed, split, index), distinct for distinct triples.
 
-    Philox is counter-based (Salmon et al., 2011): seed and split are its key, the index is the high word of its counter,
-    so no two episodes overlap before 2**128 draws.
+    Philox is counter-based (Salmon et al., 2011): seed and split are its key, the index is the third word of its
+    counter, so no two episodes overlap before 2**128 draws.
     """
     if seed < 0 or index < 0:
         raise InputError(f"seed and episode index must not be negative, got seed={seed}, index={index}")

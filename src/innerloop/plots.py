@@ -1,3 +1,8 @@
 from matplotlib.figure import Figure
-def learning_curve(*a): return Figure()
-adaptation_curve=fitted_functions=episode_grid=learning_curve
+
+
+def learning_curve(*a: object) -> Figure:
+    return Figure()
+
+
+adaptation_curve = fitted_functions = episode_grid = learning_curve

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from innerloop import plots
+from innerloop.adaptation import GradientSteps
 from innerloop.datamodule import EpisodeDataModule
 from innerloop.episodes import Episode
 from innerloop.learners import MetaLearner
@@ -23,7 +24,9 @@ def test_results(curve: Curve, episodes: int, step: int) -> dict[str, Any]:
 
     curve: metric -> statistics before adaptation and after 0, 1, …, K inner steps.
     """
-    by_step = [{"step": s, **{name: c[s + 1] for name, c in curve.items()}} for s in range(len(next(iter(curve.values()))) - 1)]
+    by_step = [
+        {"step": s, **{name: c[s + 1] for name, c in curve.items()}} for s in range(len(next(iter(curve.values()))) - 1)
+    ]
     return {
         "episodes": episodes,
         "step": step,
@@ -51,11 +54,13 @@ def flatten(results: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, 
 
 def closing_table(results: Mapping[str, Any], metric: str, run_dir: Path) -> str:
     """The few lines that a run ends with."""
-    test = results["test"]
+    test, trained = results["test"], ""
+    if "steps" in results:
+        trained = f", {results['steps']:,} steps in {results['train_seconds']:.0f} s"
+        trained += f" ({results['steps_per_second']:.1f} a second)"
     lines = [
         f"{results['algo']} on {results['data']} ({results['net']}, {results['parameters']:,} parameters), "
-        f"seed {results['seed']}, {results['steps']:,} steps in {results['train_seconds']:.0f} s "
-        f"({results['steps_per_second']:.1f} a second)",
+        f"seed {results['seed']}{trained}",
         f"{test['episodes']} test episodes:",
         f"  {'inner steps':<18}{metric:>10}{'± 95 %':>10}{'median':>10}",
     ]
@@ -84,14 +89,13 @@ def write_episodes(path: Path, names: Sequence[str], values: Tensor) -> None:
 def draw_plots(
     run_dir: Path, tasks: Tasks, learner: MetaLearner, data: EpisodeDataModule, test: Mapping[str, Any]
 ) -> dict[str, Figure]:
-    """Saves plots/*.png and returns the figures by name."""
-    trained = getattr(learner, "inner_steps", None)
-    figures = {
-        "learning_curve": plots.learning_curve(run_dir / "metrics.csv", tasks.metric),
-        "adaptation_curve": plots.adaptation_curve(
-            test["by_step"], tasks.metric, test["unadapted"][tasks.metric], trained
-        ),
-    }
+    """Saves plots/*.png and returns the figures by name; a learning curve where the directory has a metrics.csv."""
+    steps = [part.steps for part in learner.modules() if isinstance(part, GradientSteps)]
+    trained = sum(steps) if steps else None
+    curve = plots.adaptation_curve(test["by_step"], tasks.metric, test["unadapted"][tasks.metric], trained)
+    figures = {"adaptation_curve": curve}
+    if (run_dir / "metrics.csv").exists():
+        figures["learning_curve"] = plots.learning_curve(run_dir / "metrics.csv", tasks.metric)
     episodes = [_to(data.episode("test", i), learner.device) for i in range(4)]
     if isinstance(tasks, Regression) and tasks.input_shape == (1,):
         low, high = getattr(tasks, "x_range", (-5.0, 5.0))

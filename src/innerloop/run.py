@@ -1,13 +1,15 @@
 """From a configuration to a run directory: compose -> build -> fit -> test -> results.json."""
 
+import inspect
 import json
 import logging
 import os
+import pickle
 import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib.metadata import distributions
@@ -24,7 +26,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from innerloop.callbacks.progress import Progress
 from innerloop.callbacks.session import Session
-from innerloop.config import TrainConfig, arguments, explain, locate, remove_empty, unknown_key
+from innerloop.config import (
+    CONFIG,
+    EvaluateConfig,
+    TrainConfig,
+    arguments,
+    explain,
+    load_config,
+    locate,
+    remove_empty,
+    unknown_key,
+)
 from innerloop.datamodule import EpisodeDataModule
 from innerloop.errors import InputError, Stopped
 from innerloop.learners import MetaLearner
@@ -34,7 +46,6 @@ from innerloop.tracking import MetricsFile, finish, log_final, wandb_logger
 
 log = logging.getLogger("innerloop")
 
-CONFIG = "config.yaml"
 RESULTS = "results.json"
 
 
@@ -88,8 +99,6 @@ def _make_tasks(node: dict[str, Any]) -> Tasks:
     if "dataset" not in node:
         return _make(node, "data")
     loader = locate(node["dataset"], "data.dataset")
-    import inspect
-
     wanted = set(inspect.signature(loader).parameters)
     of_loader = {name: value for name, value in node.items() if name in wanted}
     rest = {name: value for name, value in node.items() if name not in wanted and name != "dataset"}
@@ -105,12 +114,12 @@ def train(cfg: DictConfig) -> float:
             cfg = resumed_config(run_dir, HydraConfig.get().overrides.task)
         elif (run_dir / CONFIG).exists():
             raise InputError(f"{run_dir} holds a run already: go on with resume={run_dir}, or choose another directory")
-        _check(cfg)
+        check(cfg)
         parts = build(cfg)
     except BaseException:
         remove_empty(run_dir)
         raise
-    with _recorded(run_dir):
+    with recorded(run_dir):
         if not resuming:
             write_record(cfg, run_dir)
         return _fit_and_test(cfg, run_dir, parts)
@@ -141,7 +150,8 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
         trainer = make_trainer(cfg, logger=loggers, callbacks=callbacks, accumulate=learner.accumulate)
         log.info("training %s on %s in %s", cfg.algo.name, cfg.data.name, run_dir)
         trainer.fit(learner, data, ckpt_path=start, weights_only=False)
-        validation, test, values = evaluate_best(trainer, parts, best.best_model_path or str(last), cfg.test.steps)
+        load_weights(learner, Path(best.best_model_path or last))
+        validation, test, values = evaluate(trainer, parts, cfg.test.steps)
         results = {
             "algo": cfg.algo.name,
             "data": cfg.data.name,
@@ -169,21 +179,32 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
     return validation[tasks.metric]["mean"]
 
 
-def evaluate_best(
-    trainer: Trainer, parts: Parts, checkpoint: str, steps: str
-) -> tuple[dict[str, Any], dict[str, Any], torch.Tensor]:
-    """Validation and test results of a checkpoint, and the test's values (episodes, 1 + K + 1, metrics).
+def load_weights(learner: MetaLearner, checkpoint: Path) -> None:
+    """Meta-parameters from a checkpoint. Raises InputError if it is missing, broken or of another learner."""
+    try:
+        learner.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"])
+    except FileNotFoundError as error:
+        raise InputError(f"there is no checkpoint {checkpoint}") from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()[:40])
+        raise InputError(f"{checkpoint} does not fit these data, net and algorithm: {reason} …") from error
+    except (OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise InputError(f"{checkpoint} is no whole checkpoint: {error}") from error
+
+
+def evaluate(trainer: Trainer, parts: Parts, steps: str) -> tuple[dict[str, Any], dict[str, Any], torch.Tensor]:
+    """Validation and test results of a learner, and the test's values (episodes, 1 + K + 1, metrics).
 
     steps: "last" reports after all inner steps; "validation" after as many as are best on the validation tasks.
     """
     learner, tasks = parts.learner, parts.tasks
-    trainer.validate(learner, parts.data, ckpt_path=checkpoint, verbose=False, weights_only=False)
+    trainer.validate(learner, parts.data, verbose=False)
     means = [entry["mean"] for entry in learner.last_curve[tasks.metric][1:]]
     step = len(means) - 1
     if steps == "validation":
         step = means.index(max(means) if tasks.higher_is_better else min(means))
     validation = test_results(learner.last_curve, parts.data.val_episodes, step)
-    trainer.test(learner, parts.data, ckpt_path=checkpoint, verbose=False, weights_only=False)
+    trainer.test(learner, parts.data, verbose=False)
     return validation, test_results(learner.last_curve, parts.data.test_episodes, step), learner.curve.compute()
 
 
@@ -235,18 +256,9 @@ def resumed_config(run_dir: Path, overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def load_config(run_dir: Path) -> DictConfig:
-    """The configuration that a run recorded. Raises InputError if the directory holds no run."""
-    path = run_dir / CONFIG
-    if not path.is_file():
-        raise InputError(f"{run_dir} is no run directory: it has no {CONFIG}")
-    cfg = OmegaConf.load(path)
-    assert isinstance(cfg, DictConfig)
-    return cfg
-
-
-def _check(cfg: DictConfig) -> None:
-    known = [f.name for f in fields(TrainConfig)]
+def check(cfg: DictConfig) -> None:
+    """InputError for what no type says: sizes above zero, known choices, keys that nothing reads."""
+    known = [f.name for schema in (TrainConfig, EvaluateConfig) for f in fields(schema)]
     for name in cfg:
         if name not in known:
             raise InputError(unknown_key(str(name), known))
@@ -300,7 +312,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _recorded(run_dir: Path) -> Iterator[None]:
+def recorded(run_dir: Path) -> Iterator[None]:
     """Sends innerloop's messages, and Lightning's warnings, to the terminal and to train.log."""
     run_dir.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(run_dir / "train.log")]
@@ -328,13 +340,11 @@ def _recorded(run_dir: Path) -> Iterator[None]:
 
 
 def _quiet() -> None:
+    # Lightning's own call of a torch interface that is on its way out.
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     # Episodes are drawn on the spot, cheaper than a worker process would hand them over.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # An epoch is the stretch between two validations, and its length is told by limit_train_batches.
     warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
     # Resuming and testing happen on purpose in a directory that holds checkpoints.
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-
-
-__all__ = ["Parts", "build", "evaluate_best", "load_config", "make_trainer", "train"]
-Task = Callable[[DictConfig], Any]

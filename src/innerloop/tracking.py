@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from matplotlib.figure import Figure
 
 from innerloop.errors import InputError
@@ -36,7 +36,7 @@ class MetricsFile(CSVLogger):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Experiment logs directory")
             writer = self.experiment
-        if rank_zero_only.rank == 0:
+        if isinstance(writer, ExperimentWriter):  # on other ranks it is a dummy
             writer.metrics = [row for row in rows if int(row["step"]) < resumed_at]
 
 
@@ -77,10 +77,10 @@ def wandb_logger(run_dir: Path, config: dict[str, Any], settings: dict[str, Any]
     return WandbLogger(experiment=run)
 
 
-def log_final(loggers: list[Logger], flat: dict[str, Any], figures: dict[str, Figure], rows: list[dict]) -> None:
+def log_final(loggers: list[Logger], flat: dict[str, Any], rows: list[dict], figures: dict[str, Figure]) -> None:
     """Sends the closing numbers, the plots and the adaptation curve to the loggers that can show them.
 
-    flat: name -> number, for the summary. figures: name -> figure. rows: one dict of numbers for each inner step.
+    flat: name -> number, for the summary. rows: one dict of numbers for each inner step. figures: name -> figure.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger):

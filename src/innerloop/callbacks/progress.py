@@ -1,3 +1,6 @@
 from lightning import Callback
+
+
 class Progress(Callback):
-    def __init__(self, metric: str) -> None: pass
+    def __init__(self, metric: str) -> None:
+        pass

@@ -3,10 +3,10 @@
 import hashlib
 import logging
 import os
-import tempfile
+import secrets
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,13 +65,15 @@ def cache_folder(name: str) -> Path:
     return Path(pooch.os_cache("innerloop")) / name
 
 
-def shuffled(names: Iterable[str]) -> list[str]:
-    """The names in an order that looks random, yet is a function of the set of names alone.
+def fixed_splits(classes: Sequence[str], train: int, validation: int) -> dict[Split, np.ndarray]:
+    """So many classes for training and for validation and all others for testing: which ones looks random, yet is fixed.
 
-    By digest rather than by a seeded generator: no version of numpy can move a class from training to test, and a name
-    that is added or dropped leaves the order of the others as it was.
+    By the digests of their names rather than by a seeded generator: no version of numpy can move a class from training
+    to test, and the order of the given classes plays no part.
     """
-    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    order = np.array(sorted(range(len(classes)), key=lambda i: hashlib.sha256(classes[i].encode()).digest()))
+    parts = np.split(order, [train, train + validation])
+    return {split: np.sort(part) for split, part in zip(SPLITS, parts, strict=True)}
 
 
 def cached(path: Path, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -97,14 +99,14 @@ def cached(path: Path, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+    temporary = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             np.savez(file, allow_pickle=False, **arrays)
             file.flush()
             # Else a machine that loses power may keep the new name and lose what it names.
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

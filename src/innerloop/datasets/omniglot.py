@@ -19,7 +19,7 @@ import pooch
 import torch
 from PIL import Image
 
-from innerloop.datasets.images import LabelledImages, cache_folder, cached, shuffled
+from innerloop.datasets.images import LabelledImages, cache_folder, cached, fixed_splits
 from innerloop.episodes import InputError, Split
 
 URL = "https://github.com/brendenlake/omniglot/raw/master/python/"
@@ -62,11 +62,12 @@ def load(root: str | None = None, split: str = "characters") -> LabelledImages:
     parts = [_images(name, _download(name) if root is None else find(root, name)) for name in (BACKGROUND, EVALUATION)]
     names, images = zip(*parts, strict=True)
     classes = (*names[0], *names[1])
+    splits = fixed_splits(classes, TRAIN, VALIDATION) if split == "characters" else _alphabets(classes, len(names[0]))
     return LabelledImages(
         images=torch.from_numpy(np.concatenate(images)).unsqueeze(1),
         classes=classes,
         counts=np.full(len(classes), DRAWINGS),
-        splits=_characters(classes) if split == "characters" else _alphabets(classes, background=len(names[0])),
+        splits=splits,
     )
 
 
@@ -86,7 +87,7 @@ def parse(archive: str, source: Path) -> tuple[tuple[str, ...], np.ndarray]:
     """The characters of one archive, a zip file or the same unpacked, however many there are.
 
     Returns their names "Alphabet/characterNN", sorted, and their drawings, (characters, drawings, 28, 28) uint8 with
-    ink 255. Raises InputError naming the file that cannot be read, or the character that has too few or too many drawings.
+    ink 255. Raises InputError naming the file that cannot be read, or the character with too few or too many drawings.
     """
     drawings: dict[str, dict[str, np.ndarray]] = {}
     for path, data in _zipped(source) if source.is_file() else _unpacked(source):
@@ -183,18 +184,11 @@ def _download(archive: str) -> Path:
     return Path(os.fspath(path))
 
 
-def _characters(classes: tuple[str, ...]) -> dict[Split, np.ndarray]:
-    ids = {name: i for i, name in enumerate(classes)}
-    order = np.array([ids[name] for name in shuffled(classes)])
-    train, validation, test = np.split(order, [TRAIN, TRAIN + VALIDATION])
-    return {"train": np.sort(train), "validation": np.sort(validation), "test": np.sort(test)}
-
-
 def _alphabets(classes: tuple[str, ...], background: int) -> dict[Split, np.ndarray]:
     ids = np.arange(len(classes))
-    kept = np.array([name.split("/")[0] in VALIDATION_ALPHABETS for name in classes])
+    held_out = np.array([name.split("/")[0] in VALIDATION_ALPHABETS for name in classes])
     return {
-        "train": ids[(ids < background) & ~kept],
-        "validation": ids[(ids < background) & kept],
+        "train": ids[(ids < background) & ~held_out],
+        "validation": ids[(ids < background) & held_out],
         "test": ids[ids >= background],
     }

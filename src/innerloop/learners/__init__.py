@@ -5,4 +5,4 @@ from innerloop.learners.hypernet import HyperNet
 from innerloop.learners.learner import MetaLearner
 from innerloop.learners.maml import MAML
 
-__all__ = ["MAML", "HyperNet", "Hybrid", "MetaLearner"]
+__all__ = ["MAML", "Hybrid", "HyperNet", "MetaLearner"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from innerloop.adaptation import Adaptation, Generate, Identity
+from innerloop.adaptation import Adaptation, Generate
 from innerloop.adaptation.engine import Outputs
 from innerloop.episodes import Episode, InputError, Loss, Metrics, weights_of
 from innerloop.learners.learner import MetaLearner, Phase

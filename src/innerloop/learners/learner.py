@@ -18,7 +18,11 @@ from innerloop.episodes import Episode, InputError, Loss, Metrics, apply, weight
 from innerloop.errors import DivergedError
 from innerloop.metrics import AdaptationCurve, summarize
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
 SCHEDULES = ("constant", "cosine")
 
 
@@ -131,7 +135,8 @@ class MetaLearner(LightningModule):
                 self._update(optimizer, step, counts=number == len(optimizers) - 1)
         if last:
             schedulers = self.lr_schedulers()
-            for scheduler in schedulers if isinstance(schedulers, list) else [schedulers] if schedulers else []:
+            for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+                assert isinstance(scheduler, LambdaLR)
                 scheduler.step()
         return value
 
@@ -152,13 +157,15 @@ class MetaLearner(LightningModule):
         return value
 
     def _update(self, optimizer: LightningOptimizer, step: int, counts: bool) -> None:
-        norm = nn.utils.get_total_norm([p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None])
+        norm = nn.utils.get_total_norm(
+            [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        )
         if not torch.isfinite(norm):
             raise DivergedError(self._diverged("meta-gradient", norm.item(), step))
         if self._reporting and counts:
             self.log("train/gradient_norm", norm, batch_size=1)
         if self.outer_clip is not None:
-            self.clip_gradients(optimizer, gradient_clip_val=self.outer_clip, gradient_clip_algorithm="norm")
+            self.clip_gradients(optimizer.optimizer, gradient_clip_val=self.outer_clip, gradient_clip_algorithm="norm")
         if not counts:
             optimizer._on_before_step = lambda: None
             optimizer._on_after_step = lambda: None
@@ -206,7 +213,7 @@ class MetaLearner(LightningModule):
         self._evaluate(batch)
 
     def _evaluate(self, batch: Episode) -> None:
-        # Under Lightning's inference mode the inner loop could not take gradients, and tensors made in it stay unusable.
+        # In Lightning's inference mode the inner loop could not take gradients; tensors made in it stay unusable.
         with torch.inference_mode(False):
             batch = tree_map(lambda t: t.clone() if t.is_inference() else t, batch)
             self.curve.update(self.engine.map(self.evaluate_episode, batch))
@@ -238,5 +245,3 @@ class GivenGradient(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (upstream,) = grad_outputs
         return None, None, *(g * upstream for g in ctx.gradient)
-
-

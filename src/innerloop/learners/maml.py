@@ -10,7 +10,9 @@ from innerloop.learners.learner import MetaLearner
 
 
 class MAML(MetaLearner):
-    """theta <- theta - beta grad_theta mean_i L_i^Q(theta - alpha grad L_i^S(theta)), K inner steps (Finn et al., 2017).
+    """theta <- theta - beta grad_theta mean_i L_i^Q(theta - alpha grad L_i^S(theta)), with K inner steps.
+
+    Source: Finn, Abbeel and Levine, 2017, algorithm 2.
 
     inner_lr, inner_steps, eval_inner_steps (None: inner_steps), first_order, learn_lr, inner_clip: see `GradientSteps`.
     The rest: see `MetaLearner`.

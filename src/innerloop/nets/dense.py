@@ -1,6 +1,7 @@
 """Linear and multi-layer nets on flat inputs. Like every net here they have a `body`, a `head` and a `feature_size`."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class MLP(nn.Module):
         act = choose("activation", activation, ACTIVATIONS)
         sizes = [self.input_size, *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
-        for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+        for fan_in, fan_out in pairwise(sizes):
             layers += [nn.Linear(fan_in, fan_out), act()]
         self.body = nn.Sequential(*layers)
         self.feature_size = sizes[-1]

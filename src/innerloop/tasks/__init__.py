@@ -1,1 +1,1 @@
-"""Task families: distributions over episodes, each with its loss, its metrics and, where the prior is known, its oracle."""
+"""Task families: distributions over episodes with their loss, their metrics and, where it is known, their oracle."""

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from innerloop.datasets.images import LabelledImages
 from innerloop.episodes import SPLITS, Episode, InputError, Samples, Split
@@ -50,14 +49,13 @@ class FewShotImages(Classification):
 
     def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> Episode:
         """A meta-batch: x (tasks, n, C, H, W) float32 in [0, 1] and y (tasks, n) int64, n = ways * images a class."""
-        indices, angles = zip(*(self._choose(split, rng) for rng in rngs), strict=True)
-        # (tasks, ways, shots + queries, C, H, W): bytes until the last moment, a quarter of what floats would move.
-        images = self.dataset.images[torch.from_numpy(np.stack(indices))]
-        turns = torch.from_numpy(np.stack(angles))
+        indices, turns = map(np.stack, zip(*(self._choose(split, rng) for rng in rngs), strict=True))
+        # numpy, not torch: a worker's or the loop's own threads would wait for each other over these few bytes.
+        images = self.dataset.images.numpy().take(indices, axis=0)  # (tasks, ways, shots + queries, C, H, W)
         for turn in (1, 2, 3):
             chosen = turns == turn
             if chosen.any():
-                images[chosen] = images[chosen].rot90(turn, (-2, -1))
+                images[chosen] = np.rot90(images[chosen], turn, (-2, -1))
         return Episode(self._samples(images[:, :, : self.shots]), self._samples(images[:, :, self.shots :]))
 
     def _choose(self, split: Split, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -73,10 +71,10 @@ class FewShotImages(Classification):
         members = keys.argsort(axis=1)[:, : self.shots + self.queries[split]]
         return data.first[ids, None] + members, turns
 
-    def _samples(self, images: Tensor) -> Samples:
+    def _samples(self, images: np.ndarray) -> Samples:
         tasks, ways, n = images.shape[:3]
-        x = images.reshape(tasks, ways * n, *images.shape[3:]).to(torch.float32).div_(255)
-        return Samples(x, torch.arange(ways).repeat_interleave(n).repeat(tasks, 1))
+        x = np.divide(images, 255, dtype=np.float32).reshape(tasks, ways * n, *images.shape[3:])
+        return Samples(torch.from_numpy(x), torch.arange(ways).repeat_interleave(n).repeat(tasks, 1))
 
     def _check(self, split: Split) -> None:
         ids = self.dataset.splits[split]

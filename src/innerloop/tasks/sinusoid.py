@@ -40,8 +40,8 @@ class Sinusoid(Regression):
         return split_points(x[..., None], y[..., None], self.shots)
 
 
-def between(bounds: tuple[float, float], uniform: np.ndarray) -> np.ndarray:
-    """Numbers uniform in [0, 1) as numbers uniform between two bounds."""
+def between(bounds: tuple[float, float] | np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Numbers uniform in [0, 1) as numbers uniform between a low and a high bound, or one such pair for each."""
     low, high = bounds
     return low + (high - low) * uniform
 

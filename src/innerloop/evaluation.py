@@ -1,0 +1,45 @@
+"""Evaluates a finished run again, or elsewhere: other data, more episodes, more inner steps."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from innerloop.callbacks.progress import Progress
+from innerloop.config import load_config, remove_empty
+from innerloop.reporting import closing_table, draw_plots, write_episodes
+from innerloop.run import CONFIG, RESULTS, build, check, evaluate, load_weights, make_trainer, recorded, write_json
+
+
+def evaluate_run(cfg: DictConfig) -> None:
+    """Tests a run's checkpoint as configured; results.json, plots and the rest go below <run>/evaluations."""
+    out = Path(HydraConfig.get().runtime.output_dir)
+    run = Path(cfg.run)
+    try:
+        cfg.net = load_config(run).net  # data choose a net for training; this one is trained
+        check(cfg)
+        parts = build(cfg)
+        load_weights(parts.learner, run / "checkpoints" / f"{cfg.checkpoint}.ckpt")
+    except BaseException:
+        remove_empty(out)
+        raise
+    with recorded(out):
+        OmegaConf.save(cfg, out / CONFIG, resolve=True)
+        trainer = make_trainer(cfg, logger=False, callbacks=[Progress(parts.tasks.metric)], enable_checkpointing=False)
+        validation, test, values = evaluate(trainer, parts, cfg.test.steps)
+        results: dict[str, Any] = {
+            "run": str(run),
+            "checkpoint": cfg.checkpoint,
+            "algo": cfg.algo.name,
+            "data": cfg.data.name,
+            "net": cfg.net.name,
+            "seed": cfg.seed,
+            "parameters": sum(p.numel() for p in parts.learner.parameters() if p.requires_grad),
+            "validation": validation,
+            "test": test,
+        }
+        write_episodes(out / "test_episodes.csv", parts.learner.curve.names, values)
+        draw_plots(out, parts.tasks, parts.learner, parts.data, test)
+        write_json(out / RESULTS, results)
+        print(closing_table(results, parts.tasks.metric, out), flush=True)

@@ -1,7 +1,7 @@
 """What the tests share: double precision, small meta-batches, plain losses, and a quiet Trainer."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from lightning import Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from innerloop.episodes import Episode, Samples, Weights, apply
 
@@ -31,6 +32,10 @@ def quiet() -> None:
     """Ignores what Lightning says of Trainers that are as small as a test's. `fit` and `test` warn anew each time."""
     # No worker processes: the data are a few tensors made on the spot.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Training alone, without validation, is what most tests look at.
+    warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
+    # Lightning 2.6 asks torch 2.13 in an old way; nothing that we could write differently.
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated", category=FutureWarning)
     # GPUs that happen to be there are left alone on purpose.
     warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
 
@@ -54,6 +59,11 @@ def trainer(**options: Any) -> Trainer:
         "log_every_n_steps": 1,
     }
     return Trainer(**(silent | options))
+
+
+def loader(batches: Sequence[Episode]) -> DataLoader:
+    """These meta-batches, in this order."""
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
 def squared(net: nn.Module, weights: Weights, samples: Samples) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import class_batch, cross_entropy, logistic, randomise, regression_batch, squared, task, trainer
+from conftest import class_batch, cross_entropy, loader, logistic, randomise, regression_batch, squared, task, trainer
 from lightning import Callback
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ Array = NDArray[np.float64]
 
 def fit(learner: MetaLearner, batches: list[Episode], **options: Any) -> MetaLearner:
     """One outer update, or one accumulation, for each meta-batch in the list."""
-    trainer(**{"max_epochs": 1} | options).fit(learner, batches)
+    trainer(**{"max_epochs": 1} | options).fit(learner, loader(batches))
     return learner
 
 
@@ -207,7 +207,7 @@ def test_accumulated_halves_equal_the_whole_meta_batch() -> None:
     halves = [half(b, part) for b in batches for part in (slice(0, 3), slice(3, 6))]
     t = trainer(max_epochs=1)
     accumulated = maml(accumulate=2)
-    t.fit(accumulated, halves)
+    t.fit(accumulated, loader(halves))
     assert t.global_step == 2
     for a, b, start in zip(whole.parameters(), accumulated.parameters(), maml().parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -288,7 +288,7 @@ def test_evaluation_leaves_the_learner_bit_identical(name: str, engine: str, inf
     batches = [class_batch(tasks=2, ways=3, shots=1, queries=2, seed=s) for s in range(2)]
     t = trainer(inference_mode=inference_mode)
     for evaluate in (t.validate, t.test):
-        evaluate(learner, batches, verbose=False)
+        evaluate(learner, loader(batches), verbose=False)
         assert unchanged(learner, before)
         assert learner.curve.compute().shape == (4, 2 if name == "hypernet" else 3, 1)
     assert all(p.grad is None for p in learner.parameters())
@@ -300,7 +300,7 @@ def test_evaluation_leaves_the_learner_bit_identical(name: str, engine: str, inf
 def test_the_curve_holds_the_query_metrics_of_every_episode_and_step() -> None:
     learner = maml(inner_steps=1, eval_inner_steps=3)
     batches = [regression_batch(tasks=n, shots=5, queries=4, seed=n) for n in (3, 2)]
-    (logged,) = trainer().test(learner, batches, verbose=False)
+    (logged,) = trainer().test(learner, loader(batches), verbose=False)
     expected = []
     for batch in batches:
         for i in range(len(batch.query.x)):

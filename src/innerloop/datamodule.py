@@ -138,4 +138,4 @@ class EpisodeDataModule(LightningDataModule):
     def _position(self) -> int:
         if self.trainer is None:
             return 0
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready

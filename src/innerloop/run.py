@@ -342,6 +342,8 @@ def recorded(run_dir: Path) -> Iterator[None]:
 def _quiet() -> None:
     # Lightning's own call of a torch interface that is on its way out.
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    # The loader goes on where the trainer's counters say, which is better than a state of its own.
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     # Episodes are drawn on the spot, cheaper than a worker process would hand them over.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # An epoch is the stretch between two validations, and its length is told by limit_train_batches.

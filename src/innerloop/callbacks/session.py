@@ -22,7 +22,7 @@ class Session(Callback):
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
-        self.asked = False
+        self.asked = self.saved = False
         self._before = (0.0, 0.0)
         self._since: tuple[float, float] | None = None
         self._handlers: dict[int, Any] = {}
@@ -57,14 +57,19 @@ class Session(Callback):
         self.asked = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # Here, not at a batch's end: only here do Lightning's counters say what a resumed run has to do next.
-        if self.asked:
-            trainer.save_checkpoint(self.checkpoint)
+        if self.saved:
             raise Stopped(f"stopped after step {trainer.global_step}, which is saved in {self.checkpoint}")
+        # The step that loggers are told; Lightning (2.6) counts one too many in a run resumed from an epoch's end.
+        loop = trainer.fit_loop.epoch_loop
+        loop._batches_that_stepped = loop.batch_progress.total.ready - 1
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self.asked:
+            # Ends with the next batch's start, when this one's numbers have been logged.
+            trainer.save_checkpoint(self.checkpoint)
+            self.saved = True
         # Lightning ends at max_steps without a validation unless it coincides with the end of an epoch.
         if trainer.global_step >= trainer.max_steps > 0:
             trainer.should_stop = True

@@ -1,4 +1,4 @@
-"""Printed characters of many scripts: few-shot data of Omniglot's shape, drawn from matplotlib's fonts, with no download."""
+"""Printed characters of many scripts, drawn from matplotlib's fonts: data of Omniglot's shape with no download."""
 
 import unicodedata
 from collections.abc import Iterator

@@ -66,7 +66,7 @@ def cache_folder(name: str) -> Path:
 
 
 def fixed_splits(classes: Sequence[str], train: int, validation: int) -> dict[Split, np.ndarray]:
-    """So many classes for training and for validation and all others for testing: which ones looks random, yet is fixed.
+    """So many classes for training and for validation, all others for testing: which looks random, yet is fixed.
 
     By the digests of their names rather than by a seeded generator: no version of numpy can move a class from training
     to test, and the order of the given classes plays no part.
@@ -83,12 +83,13 @@ def cached(path: Path, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, 
     by the checksums inside. Where nothing can be written the arrays are built on every start, with a warning.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         pass
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         log.warning("%s is damaged (%s) and is built anew", path, error)
+    log.info("making %s; this is done once", path)
     arrays = build()
     try:
         _write(path, arrays)

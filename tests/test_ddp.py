@@ -1,0 +1,135 @@
+"""Two gloo processes do what one process does: the same meta-gradient, the same test values in the same order."""
+
+import os
+import socket
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from conftest import quiet, squared, trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch import Tensor
+
+from innerloop.datamodule import EpisodeDataModule
+from innerloop.episodes import Episode, Samples
+from innerloop.learners import MAML, Hybrid, HyperNet, MetaLearner
+from innerloop.nets import MLP
+from innerloop.tasks.sinusoid import Sinusoid
+
+TEST_EPISODES = 13
+
+
+def learners() -> dict[str, MetaLearner]:
+    """SGD with rate 1, so that one step's change is the meta-gradient; two steps, so that nothing stays behind."""
+
+    def made(kind: type[MetaLearner], **settings: Any) -> MetaLearner:
+        torch.manual_seed(0)
+        net = MLP(1, [6], 1, activation="tanh")
+        return kind(net, squared, **{"optimizer": "sgd", "outer_lr": 1.0} | settings)  # type: ignore[arg-type]
+
+    inner: dict[str, Any] = {"inner_lr": 0.1, "inner_steps": 2}
+    return {
+        "maml": made(MAML, **inner),
+        "clipped": made(MAML, outer_clip=0.1, learn_lr="tensor", **inner),
+        "accumulated": made(MAML, accumulate=2, **inner),
+        "hypernet": made(HyperNet, width=8, encoder="attention"),
+        "hybrid joint": made(Hybrid, width=8, **inner),
+        "hybrid alternating": made(Hybrid, width=8, update="alternating", generator_lr=0.5, **inner),
+        "head alone": made(HyperNet, width=8, update="alternating"),
+    }
+
+
+def double(episode: Episode) -> Episode:
+    return Episode(*(Samples(part.x.double(), part.y.double()) for part in episode))
+
+
+class DoubleSinusoid(Sinusoid):
+    def draw(self, *args: Any) -> Episode:
+        return double(super().draw(*args))
+
+
+Result = dict[str, tuple[list[Tensor], int, Tensor, dict[str, float]]]
+
+
+def results(**options: Any) -> Result:
+    """For each learner: its parameters after two updates, global_step, and the test's values and what it logs."""
+    found: Result = {}
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        for name, learner in learners().items():
+            data = EpisodeDataModule(DoubleSinusoid(5, 4), meta_batch_size=6, test_episodes=TEST_EPISODES)
+            t = trainer(max_steps=2, limit_val_batches=0, **options)
+            t.fit(learner, data)
+            parameters = [p.detach().clone() for p in learner.parameters()]
+            (logged,) = t.test(learner, data, verbose=False)
+            found[name] = parameters, t.global_step, learner.curve.compute(), logged
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return found
+
+
+def one_of_two(rank: int, port: int, folder: str) -> None:
+    warnings.simplefilter("error")
+    quiet()
+    # Every rank has gathered all episodes: what they log is equal already.
+    warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
+    os.environ |= {
+        "LOCAL_RANK": str(rank),
+        "NODE_RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    # Lightning takes gloo on the CPU; the environment says that both processes are running already.
+    found = results(devices=2, strategy="ddp", plugins=[LightningEnvironment()])
+    assert torch.distributed.get_backend() == "gloo"
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result, Result]:
+    """One process, and the two ranks of two: all learners in one start of the processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(one_of_two, (port, str(folder)), nprocs=2)
+    with warnings.catch_warnings():
+        quiet()
+        alone = results()
+    return alone, *(torch.load(folder / f"{rank}.pt") for rank in range(2))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", list(learners()))
+def test_two_processes_take_the_outer_steps_of_one(name: str, runs: tuple[Result, Result, Result]) -> None:
+    (alone, steps, *_), first, second = (run[name] for run in runs)
+    assert steps == first[1] == second[1] == 2
+    for a, b, c in zip(alone, first[0], second[0], strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-10)
+        assert torch.equal(b, c)
+
+
+def test_the_outer_steps_moved_something(runs: tuple[Result, Result, Result]) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        before = learners()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, (after, *_) in runs[0].items():
+        change = max((a - p).abs().max().item() for a, p in zip(after, before[name].parameters(), strict=True))
+        assert change > 1e-3, name
+
+
+@pytest.mark.parametrize("name", list(learners()))
+def test_two_processes_report_the_test_of_one(name: str, runs: tuple[Result, Result, Result]) -> None:
+    (*_, values, logged), first, second = (run[name] for run in runs)
+    assert len(values) == TEST_EPISODES
+    assert len(values[:, -1].unique()) == TEST_EPISODES
+    for rank in (first, second):
+        torch.testing.assert_close(rank[2], values, rtol=1e-8, atol=1e-10)
+        assert rank[3] == pytest.approx(logged, rel=1e-8)

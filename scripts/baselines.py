@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
         print("logistic regression: accuracy", mean_ci(accuracies(logistic_regression(batch), batch)))
         print("Bayes: accuracy", mean_ci(accuracies(tasks.oracle(batch), batch)))
     else:
-        raise InputError(f"data={name} has no known prior: choose hyperplane or multimodal")
+        raise InputError(f"data={name} has no Bayes prediction: choose hyperplane or multimodal")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def float64() -> Iterator[None]:
 
 
 def quiet() -> None:
-    """Ignores what Lightning says of Trainers that are as small as a test's. `fit` and `test` warn anew each time."""
+    """Ignores, until the running test or fixture ends, what Lightning says of Trainers as small as a test's."""
     # No worker processes: the data are a few tensors made on the spot.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # Training alone, without validation, is what most tests look at.
@@ -40,15 +40,9 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
 
 
-@pytest.fixture(autouse=True)
-def quiet_lightning() -> Iterator[None]:
-    with warnings.catch_warnings():
-        quiet()
-        yield
-
-
 def trainer(**options: Any) -> Trainer:
     """A Trainer on the CPU that writes nothing."""
+    quiet()
     silent = {
         "accelerator": "cpu",
         "devices": 1,

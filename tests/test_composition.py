@@ -94,7 +94,8 @@ def test_two_chained_inner_loops_are_one_longer_one(net: MLP, episode: Episode) 
 
 @pytest.mark.parametrize("first_order", [False, True])
 def test_no_steps_are_identity(first_order: bool, net: MLP, episode: Episode) -> None:
-    same(outcome(GradientSteps(squared, 0, 0.1, first_order=first_order), net, episode), outcome(Identity(), net, episode))
+    steps = GradientSteps(squared, 0, 0.1, first_order=first_order)
+    same(outcome(steps, net, episode), outcome(Identity(), net, episode))
 
 
 @pytest.mark.parametrize("encoder", ["deepsets", "attention"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing
-from conftest import quiet, squared, trainer
+from conftest import squared, trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor
 
@@ -74,7 +74,6 @@ def results(**options: Any) -> Result:
 
 def one_of_two(rank: int, port: int, folder: str) -> None:
     warnings.simplefilter("error")
-    quiet()
     # Every rank has gathered all episodes: what they log is equal already.
     warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
     os.environ |= {
@@ -99,10 +98,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result, Resu
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     torch.multiprocessing.spawn(one_of_two, (port, str(folder)), nprocs=2)
-    with warnings.catch_warnings():
-        quiet()
-        alone = results()
-    return alone, *(torch.load(folder / f"{rank}.pt") for rank in range(2))  # type: ignore[return-value]
+    return results(), *(torch.load(folder / f"{rank}.pt") for rank in range(2))  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("name", list(learners()))

@@ -89,8 +89,8 @@ def test_the_meta_batch_size_changes_nothing(size: int, tasks: Any) -> None:
 @every_family
 def test_an_episode_is_what_its_index_says(tasks: Any) -> None:
     module = EpisodeDataModule(tasks, meta_batch_size=5, seed=3, eval_seed=4, val_episodes=10, test_episodes=10)
-    loaders = {"train": module.train_dataloader(), "validation": module.val_dataloader(), "test": module.test_dataloader()}
-    for split, loader in loaders.items():
+    loaders = module.train_dataloader(), module.val_dataloader(), module.test_dataloader()
+    for split, loader in zip(SPLITS, loaders, strict=True):
         found = flat(islice(loader, 2))
         alone = [flat([stack([module.episode(split, i)])])[0] for i in range(10)]
         assert equal(found, alone)
@@ -240,11 +240,14 @@ def test_a_resumed_run_is_the_uninterrupted_run(
 def test_a_meta_batch_that_ranks_cannot_share_is_refused() -> None:
     module = EpisodeDataModule(Noise(), meta_batch_size=5)
     module.trainer = SimpleNamespace(global_rank=0, world_size=2)  # type: ignore[assignment]
-    with pytest.raises(InputError, match="meta_batch_size=5 .* 2 ranks"):
+    with pytest.raises(InputError, match=r"meta_batch_size=5 .* 2 ranks"):
         module.train_dataloader()
 
 
-@pytest.mark.parametrize("name", ["meta_batch_size", "val_episodes", "test_episodes", "seed", "eval_seed", "num_workers"])
+SIZES = ["meta_batch_size", "val_episodes", "test_episodes", "seed", "eval_seed", "num_workers"]
+
+
+@pytest.mark.parametrize("name", SIZES)
 def test_bad_sizes_are_named(name: str) -> None:
     with pytest.raises(InputError, match=name):
         EpisodeDataModule(Noise(), **{name: -1})

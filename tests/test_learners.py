@@ -1,6 +1,7 @@
 """The outer loop: an iteration worked by hand, what a step may touch and counts as, and where training converges to."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -163,7 +164,7 @@ def test_phases_of_the_alternating_update(optimizer: str) -> None:
     states = [(t, p) for _, t, p in spy.seen] + [parameters_of(learner)]
     assert np.array_equal(states[0][0], theta)
     assert np.array_equal(states[0][1], phi)
-    for number, ((t0, p0), (t1, p1)) in enumerate(zip(states, states[1:], strict=False)):
+    for number, ((t0, p0), (t1, p1)) in enumerate(pairwise(states)):
         still, moved = ((t0, t1), (p0, p1)) if number % 2 == 0 else ((p0, p1), (t0, t1))
         assert np.array_equal(*still)
         assert not np.array_equal(*moved)
@@ -275,14 +276,16 @@ def test_a_meta_gradient_that_is_not_finite_stops_training() -> None:
 
 # Evaluation.
 
+KINDS: dict[str, type[MetaLearner]] = {"maml": MAML, "hypernet": HyperNet, "hybrid": Hybrid}
+
 
 @pytest.mark.parametrize("inference_mode", [True, False])
 @pytest.mark.parametrize("engine", ["loop", "vmap"])
-@pytest.mark.parametrize("name", ["maml", "hypernet", "hybrid"])
+@pytest.mark.parametrize("name", list(KINDS))
 def test_evaluation_leaves_the_learner_bit_identical(name: str, engine: str, inference_mode: bool) -> None:
     torch.manual_seed(0)
     net = Conv4((1, 17, 17), 3, width=4)
-    learner: MetaLearner = {"maml": MAML, "hypernet": HyperNet, "hybrid": Hybrid}[name](net, cross_entropy, engine=engine)
+    learner = KINDS[name](net, cross_entropy, engine=engine)  # type: ignore[arg-type]
     randomise(learner)
     before = snapshot(learner)
     batches = [class_batch(tasks=2, ways=3, shots=1, queries=2, seed=s) for s in range(2)]

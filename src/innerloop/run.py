@@ -150,6 +150,7 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
         trainer = make_trainer(cfg, logger=loggers, callbacks=callbacks, accumulate=learner.accumulate)
         log.info("training %s on %s in %s", cfg.algo.name, cfg.data.name, run_dir)
         trainer.fit(learner, data, ckpt_path=start, weights_only=False)
+        trainer.loggers = []  # the closing evaluation of the best weights is no point of the learning curve
         load_weights(learner, Path(best.best_model_path or last))
         validation, test, values = evaluate(trainer, parts, cfg.test.steps)
         results = {

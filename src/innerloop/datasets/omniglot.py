@@ -182,7 +182,7 @@ def _download(archive: str) -> Path:
     # A wrong checksum is a ValueError, everything about the network and the disk an OSError.
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{URL + name} could not be fetched into {folder}: {str(error).partition(chr(10))[0]} "
+            f"{URL + name} could not be fetched into {folder}: {str(error).partition(chr(10))[0]}. "
             f"Without a network, put {BACKGROUND}.zip and {EVALUATION}.zip in a folder and say data.root=FOLDER; "
             "data=glyphs needs no download."
         ) from error

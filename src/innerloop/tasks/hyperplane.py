@@ -64,7 +64,7 @@ class Hyperplane(Classification):
             Samples(tensor(x[:, self.shots :]), y[:, self.shots :].contiguous()),
         )
 
-    def oracle(self, episode: Episode, effective: int = 300, block: int = 2**15, blocks: int = 512) -> Tensor:
+    def oracle(self, episode: Episode, effective: int = 300, block: int = 2**15, blocks: int = 128) -> Tensor:
         """The Bayes prediction: the probability, given the support, that a query's label is 1.
 
         No learner has a higher expected accuracy than thresholding it at 0.5, nor a smaller expected logistic loss.
@@ -72,7 +72,8 @@ class Hyperplane(Classification):
 
         Importance sampling: hyperplanes from the prior, the same for all tasks, weighted by the likelihood of the
         support, in blocks until a task's effective sample size reaches `effective`; a probability p is then off by
-        about sqrt(p (1 - p) / effective). InputError where `blocks` blocks are not enough, as with very many shots.
+        about sqrt(p (1 - p) / effective). InputError where `blocks` blocks are not enough, as with 25 shots
+        of directions that are uniform in 10 dimensions.
         """
         (x, y), (x_query, _) = episode
         if x.dim() != 3 or x.shape[-1] != self.dimensions:
@@ -98,7 +99,10 @@ class Hyperplane(Classification):
             todo = [i for i in todo if not total[i] ** 2 >= effective * squares[i] > 0]
             if not todo:
                 return (ones / total[:, None]).to(episode.query.x)
-        raise InputError(f"{len(todo)} tasks need more than {blocks * block} sampled hyperplanes: give more blocks")
+        raise InputError(
+            f"{len(todo)} of {len(x)} tasks need more than {blocks * block} sampled hyperplanes: "
+            "give the oracle more blocks, or the tasks fewer shots or dimensions"
+        )
 
     def _hyperplanes(self, uniform: np.ndarray, normal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Directions (n, dimensions) and offsets (n,) from numbers (n,) in [0, 1) and normals (n, dimensions + 1)."""

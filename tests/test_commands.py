@@ -1,0 +1,344 @@
+"""The commands as a person types them: what a run leaves behind, sweeps, resuming, evaluating, and mistakes."""
+
+import csv
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from innerloop import config
+from innerloop.episodes import weights_of
+from innerloop.run import build
+
+config.register()
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = (
+    "trainer.max_steps=40",
+    "trainer.val_every=15",
+    "trainer.val_episodes=20",
+    "trainer.log_every=10",
+    "trainer.threads=1",
+    "trainer.accelerator=cpu",
+    "test.episodes=30",
+)
+
+
+def start(script: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"WANDB_MODE": "offline"}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run(script: str, *arguments: str, cwd: Path, status: int = 0) -> tuple[str, str]:
+    process = start(script, *arguments, cwd=cwd)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == status, (
+        f"{script} {' '.join(arguments)} ended with {process.returncode}:\n{out}\n{err}"
+    )
+    return out, err
+
+
+def results(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "results.json").read_text())
+
+
+def rows(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def curve(run_dir: Path) -> list[tuple[str, str, str]]:
+    """(step, train loss, validation error) of all rows that hold one of them."""
+    return [(r["step"], r["train/loss"], r["val/mse"]) for r in rows(run_dir) if r["train/loss"] or r["val/mse"]]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
+    """Six runs, (algorithm, seed) -> run directory, with W&B as it comes by default."""
+    cwd = tmp_path_factory.mktemp("sweep")
+    run("train.py", "-m", "algo=maml,hypernet,hybrid", "seed=0,1", *SHORT, cwd=cwd)
+    found = sorted(cwd.glob("runs/sweeps/*/*/results.json"))
+    assert len(found) == 6
+    return {(r["algo"], r["seed"]): path.parent for path in found for r in [json.loads(path.read_text())]}
+
+
+def inspect(run_dir: Path, *flags: str) -> str:
+    (offline,) = run_dir.glob("wandb/offline-run-*")
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", *flags, str(offline)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_run_directory_is_the_record(sweep: dict[tuple[str, int], Path]) -> None:
+    run_dir = sweep["maml", 1]
+    for name in ("config.yaml", "overrides.yaml", "environment.json", "metrics.csv", "train.log", "wandb.json"):
+        assert (run_dir / name).stat().st_size, name
+    assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {p.stem for p in (run_dir / "plots").iterdir()} == {"learning_curve", "adaptation_curve", "fitted_functions"}
+    environment = json.loads((run_dir / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    found = results(run_dir)
+    assert (found["algo"], found["data"], found["net"], found["seed"], found["steps"]) == (
+        "maml",
+        "sinusoid",
+        "mlp",
+        1,
+        40,
+    )
+    assert found["parameters"] == 40 + 40 + 40 * 40 + 40 + 40 + 1
+    assert [row["step"] for row in found["test"]["by_step"]] == list(range(11))
+    assert found["test"]["mse"] == found["test"]["by_step"][10]["mse"]
+    # Nothing in results.json that the episodes themselves do not say.
+    with (run_dir / "test_episodes.csv").open(newline="") as file:
+        last = [float(r["mse"]) for r in csv.DictReader(file) if r["step"] == "10"]
+    values = torch.tensor(last, dtype=torch.float64)
+    assert len(values) == found["test"]["episodes"] == 30
+    assert found["test"]["mse"]["mean"] == pytest.approx(values.mean().item(), rel=1e-12)
+    assert found["test"]["mse"]["ci95"] == pytest.approx(1.96 * values.std().item() / 30**0.5, rel=1e-12)
+
+
+def test_seeds_and_algorithms_share_test_episodes(sweep: dict[tuple[str, int], Path]) -> None:
+    # MAML and the hybrid start from the same theta and have moved it differently; the tasks' own difficulty remains.
+    values = {}
+    for key, run_dir in sweep.items():
+        with (run_dir / "test_episodes.csv").open(newline="") as file:
+            values[key] = [float(r["mse"]) for r in csv.DictReader(file) if r["step"] == "unadapted"]
+    for key in sweep:
+        together = torch.corrcoef(torch.tensor([values["maml", 0], values[key]]))[0, 1]
+        assert together > 0.9, key
+    assert values["maml", 0] != values["maml", 1]
+
+
+def test_wandb_runs_hold_the_right_values(sweep: dict[tuple[str, int], Path]) -> None:
+    identities = set()
+    for (algo, seed), run_dir in sweep.items():
+        summary = json.loads(inspect(run_dir, "--summary"))
+        identities.add(summary["run_id"])
+        assert summary["run_id"] == json.loads((run_dir / "wandb.json").read_text())["id"]
+        assert summary["state"] == "finished"
+        assert summary["exit_code"] == 0
+        assert (summary["config"]["algo"]["name"], summary["config"]["seed"]) == (algo, seed)
+        assert summary["config"]["trainer"]["max_steps"] == 40
+        found = results(run_dir)
+        assert summary["summary"]["test/mse"] == pytest.approx(found["test"]["mse"]["mean"])
+        assert summary["summary"]["test/mse_ci95"] == pytest.approx(found["test"]["mse"]["ci95"])
+        assert {"plots/learning_curve", "plots/adaptation_curve", "plots/fitted_functions"} <= set(summary["summary"])
+        records = map(json.loads, inspect(run_dir).splitlines())
+        history = [r["history"]["item"] for r in records if r["type"] == "history"]
+        seen = {h["trainer/global_step"]: h["val/mse"] for h in history if "val/mse" in h}
+        # The same numbers, at the same steps, as in metrics.csv: and no others, of no other job.
+        expected = {int(r["step"]): float(r["val/mse"]) for r in rows(run_dir) if r["val/mse"]}
+        assert list(expected) == [14, 29, 39]
+        assert seen == pytest.approx(expected)
+    assert len(identities) == 6
+
+
+def test_runs_of_one_second_have_their_own_directories(tmp_path: Path) -> None:
+    arguments = ["trainer.max_steps=2", "trainer.val_episodes=2", "test.episodes=2", "logger=csv"]
+    both = [start("train.py", *arguments, cwd=tmp_path) for _ in range(2)]
+    for process in both:
+        process.communicate(timeout=240)
+        assert process.returncode == 0
+    assert len(list(tmp_path.glob("runs/maml-sinusoid/*/results.json"))) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_run_goes_on_as_if_nothing_had_been(number: int, tmp_path: Path) -> None:
+    arguments = [*SHORT, "trainer.max_steps=600", "trainer.val_every=100", "logger=csv"]
+    whole = start("train.py", *arguments, "hydra.run.dir=whole", cwd=tmp_path)
+    process = start("train.py", *arguments, "hydra.run.dir=stopped", cwd=tmp_path)
+    stopped = tmp_path / "stopped"
+    deadline = time.monotonic() + 120
+    while not (stopped / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.3)  # into the next stretch between two validations
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    assert not (stopped / "results.json").exists()
+    if number == signal.SIGINT:
+        assert "resume=" in err
+        assert "Traceback" not in err
+    run("train.py", "resume=stopped", cwd=tmp_path)
+    whole.communicate(timeout=240)
+    assert whole.returncode == 0
+    assert results(stopped)["test"] == results(tmp_path / "whole")["test"]
+    assert curve(stopped) == curve(tmp_path / "whole")
+    a, b = (torch.load(tmp_path / d / "checkpoints" / "last.ckpt", weights_only=False) for d in ("whole", "stopped"))
+    assert all(torch.equal(value, b["state_dict"][name]) for name, value in a["state_dict"].items())
+
+
+def test_evaluation_repeats_and_extends(sweep: dict[tuple[str, int], Path], tmp_path: Path) -> None:
+    run_dir = sweep["hybrid", 0]
+    run("evaluate.py", f"run={run_dir}", "trainer.threads=1", cwd=tmp_path)
+    (again,) = run_dir.glob("evaluations/*")
+    assert results(again)["test"] == results(run_dir)["test"]
+    out = tmp_path / "more"
+    run(
+        "evaluate.py",
+        f"run={run_dir}",
+        "test.episodes=50",
+        "algo.eval_inner_steps=12",
+        f"hydra.run.dir={out}",
+        cwd=tmp_path,
+    )
+    found = results(out)["test"]
+    assert found["episodes"] == 50
+    assert len(found["by_step"]) == 13
+    with (out / "test_episodes.csv").open() as more, (run_dir / "test_episodes.csv").open() as before:
+        wanted = [line for line in before if not line.startswith("episode")]
+        have = set(more)
+    assert set(wanted) <= have  # the list of episodes only grows
+    elsewhere = tmp_path / "elsewhere"
+    run(
+        "evaluate.py",
+        f"run={run_dir}",
+        "data=multimodal",
+        f"hydra.run.dir={elsewhere}",
+        "test.episodes=20",
+        cwd=tmp_path,
+    )
+    assert results(elsewhere)["data"] == "multimodal"
+    _, err = run("evaluate.py", f"run={run_dir}", "data=glyphs", "data.cache=glyphs", cwd=tmp_path, status=1)
+    assert "does not fit" in err
+    assert "Traceback" not in err
+
+
+def test_diverging_run_stops_and_keeps_good_weights(tmp_path: Path) -> None:
+    arguments = ["algo.inner_lr=1e12", "algo.inner_steps=5", "logger=csv", "hydra.run.dir=run"]
+    _, err = run("train.py", *SHORT, *arguments, cwd=tmp_path, status=1)
+    assert "at step 0" in err
+    assert "algo.inner_lr" in err
+    assert "Traceback" not in err
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    assert all(value.isfinite().all() for value in saved.values())
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
+    (["algo=mamll"], ["algo/mamll", "hybrid", "hypernet", "maml"]),
+    (["data=sinusoids"], ["data/sinusoids", "multimodal"]),
+    (["algo.inner_lrr=0.1"], ["unknown key algo.inner_lrr", "Did you mean algo.inner_lr?"]),
+    (["trainer.max_step=10"], ["unknown key trainer.max_step", "trainer.max_steps"]),
+    (["trainer.max_steps=many"], ["trainer.max_steps", "many"]),
+    (["resume=nowhere"], ["nowhere is no run directory"]),
+    (["+extra=1"], ["unknown key extra"]),
+    (["algo.inner_lr=fast"], ["algo.inner_lr=fast", "float"]),
+    (["algo.inner_lr=-1"], ["inner_lr must be above zero, got -1"]),
+    (["algo.outer_lr=0"], ["outer_lr must be above zero, got 0"]),
+    (["trainer.max_steps=0"], ["trainer.max_steps must be above zero, got 0"]),
+    (["data.meta_batch_size=-3"], ["meta_batch_size must be above zero, got -3"]),
+    (["data.shots=0"], ["shots must be above zero, got 0"]),
+    (["seed=-1"], ["seed", "-1"]),
+    (["algo.engine=gpu"], ["unknown engine 'gpu'", "loop", "vmap"]),
+    (["algo=hybrid", "algo.writes=film"], ["writes=film", "no such weights"]),
+    (["data=omniglot", "data.root=nowhere"], ["nowhere"]),
+    (["data=glyphs", "data.cache=glyphs", "data.ways=100000"], ["ways=100000", "split has"]),
+    (["trainer=gpu"], ["no GPU"]),
+]
+
+
+def here(monkeypatch: pytest.MonkeyPatch, cwd: Path, *arguments: str) -> int:
+    """The exit status of train.py, run in this process: starting Python and torch anew takes seconds."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    try:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize(("arguments", "said"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
+def test_mistake_ends_in_one_short_message(
+    arguments: Sequence[str],
+    said: Sequence[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if arguments == ["trainer=gpu"] and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert here(monkeypatch, tmp_path, *arguments) == 1
+    err = capsys.readouterr().err
+    for part in said:
+        assert part in err.replace("Float", "float")
+    assert "Traceback" not in err
+    assert len(err) < 1200
+    assert {p.name for p in tmp_path.iterdir()} <= {"glyphs"}, "a mistake leaves nothing behind but a finished cache"
+
+
+def test_mistake_in_a_sweep_leaves_nothing(tmp_path: Path) -> None:
+    _, err = run("train.py", "-m", "algo=maml,mamll", cwd=tmp_path, status=1)
+    assert "mamll" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    _, err = run("train.py", "algo.inner_lr=-1", "debug=true", cwd=tmp_path, status=1)
+    assert "Traceback" in err
+
+
+def test_run_directory_is_not_overwritten(sweep: dict[tuple[str, int], Path], tmp_path: Path) -> None:
+    run_dir = sweep["maml", 0]
+    before = (run_dir / "config.yaml").read_bytes()
+    _, err = run("train.py", f"hydra.run.dir={run_dir}", cwd=tmp_path, status=1)
+    assert "holds a run already" in err
+    assert (run_dir / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("flag", [["--help"], ["--cfg", "job"]])
+def test_help_answers_at_once(flag: list[str], tmp_path: Path) -> None:
+    times = []
+    for _ in range(3):
+        begin = time.monotonic()
+        out, _ = run("train.py", *flag, cwd=tmp_path)
+        times.append(time.monotonic() - begin)
+    assert "inner_lr" in out
+    assert min(times) < 2, times
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("algo", ["maml", "hypernet", "hybrid"])
+def test_every_data_config_builds_with_every_algorithm(
+    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for data in sorted(p.stem for p in (ROOT / "conf" / "data").glob("*.yaml")):
+        if data == "omniglot":
+            continue  # needs the data; its net and tasks are those of glyphs
+        extra = ["data.cache=glyphs"] if data == "glyphs" else []
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = compose("train", [f"algo={algo}", f"data={data}", *extra])
+        monkeypatch.chdir(tmp_path)
+        parts = build(cfg)
+        weights = parts.learner.adaptation(
+            parts.learner.net, weights_of(parts.learner.net), parts.data.episode("train", 0).support
+        )
+        assert set(weights) == set(weights_of(parts.learner.net))
+
+
+@pytest.mark.parametrize("experiment", sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml")))
+def test_experiments_are_what_their_command_says(experiment: str) -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", [f"experiment={experiment}"])
+        plain = compose("train", [f"algo={cfg.algo.name}", f"data={cfg.data.name}"])
+    assert cfg == plain

@@ -246,7 +246,7 @@ def test_chunked_writer(size: int, chunk_size: int) -> None:
     a, b = writer(torch.randn(8)), writer(torch.randn(8))
     assert a.shape == (size,)
     assert (a != b).all()
-    # Chunks differ from each other, and the last, cut one, is where it belongs.
+    # Chunks differ from each other.
     assert len(a.unique()) == size
     assert writer.chunks.shape == (-(-size // chunk_size), 8)
 

@@ -203,7 +203,7 @@ def unknown_key(full_key: str, known: Mapping[str, Any] | Sequence[str]) -> str:
 
 def explain(error: BaseException) -> str:
     """One short message for an error of the user's making."""
-    cause: BaseException | None = error
+    cause: BaseException | None = error if not isinstance(error, InputError) else None
     while cause is not None:
         parent, full_key = getattr(cause, "parent_node", None), getattr(cause, "full_key", None)
         if isinstance(cause, OmegaConfBaseException) and isinstance(parent, DictConfig) and full_key:
@@ -245,8 +245,9 @@ def command(task: Callable[[], Any]) -> None:
 
 
 def remove_empty(directory: Path) -> None:
-    """Removes a directory, and those above it, as long as they are empty."""
-    for path in [directory, *directory.parents]:
+    """Removes a directory if it is empty, and then those above it that are, as far as the working directory."""
+    directory = directory.resolve()
+    for path in [directory, *(p for p in directory.parents if Path.cwd().resolve() in p.parents)]:
         try:
             path.rmdir()
         except OSError:

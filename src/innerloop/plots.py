@@ -1,8 +1,329 @@
+"""Figures of a run, each a matplotlib Figure of its own: no pyplot, no backend, no state shared with the caller."""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from torch import Tensor
+
+from innerloop.episodes import Episode, Samples
+
+# Okabe and Ito's palette (2008), which people with any of the common colour deficiencies can tell apart.
+BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
+INK, GREY = "#222222", "#8C8C8C"
+
+NAMES = {"mse": "mean squared error", "accuracy": "accuracy", "loss": "query loss"}
+UNITS = {"mse": "squared units of y", "accuracy": "fraction correct"}
+ERRORS = {"mse", "loss"}
+
+GRID_POINTS = 201
 
 
-def learning_curve(*a: object) -> Figure:
-    return Figure()
+def learning_curve(path_to_metrics_csv: Path, metric: str) -> Figure:
+    """The metric on training and validation tasks over the meta-batches, and the loss where that is another number.
+
+    path_to_metrics_csv: columns `step`, `train/<metric>`, `val/<metric>`, `train/loss`, `val/loss`; any cell may be
+    empty and any column but `step` missing. Values that are not finite are left out.
+    """
+    columns = _read(Path(path_to_metrics_csv))
+    names = [metric, "loss"] if _loss_differs(columns, metric) else [metric]
+    figure, axes = _panels(1, len(names), width=6.4 if len(names) == 1 else 5.2, height=4.0)
+    for ax, name in zip(axes, names, strict=True):
+        steps, values = columns.get(f"train/{name}", _NOTHING)
+        if len(values) < 3:
+            ax.plot(steps, values, color=BLUE, marker="o", label="training tasks")
+        else:
+            ax.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.9, label="training tasks, each meta-batch logged")
+            ax.plot(steps, smooth(values), color=BLUE, linewidth=2, label="training tasks, running mean")
+        val_steps, val_values = columns.get(f"val/{name}", _NOTHING)
+        marker = "o" if len(val_values) <= 40 else None
+        ax.plot(val_steps, val_values, color=VERMILLION, marker=marker, label="validation tasks")
+        _log_where_wide(ax, name, np.concatenate([values, val_values]))
+        ax.set(title=f"{_capital(NAMES.get(name, name))} during meta-training", ylabel=_label(name))
+        ax.set_xlabel("training step (meta-batches)")
+        if len(values) or len(val_values):
+            for line in ax.lines:
+                if not len(line.get_xdata()):  # type: ignore[arg-type]
+                    line.set_label("_")
+            ax.legend(frameon=False)
+        else:
+            ax.text(0.5, 0.5, "no values recorded", transform=ax.transAxes, ha="center", va="center", color=GREY)
+    return figure
 
 
-adaptation_curve = fitted_functions = episode_grid = learning_curve
+def adaptation_curve(
+    rows: Sequence[Mapping[str, Any]],
+    metric: str,
+    unadapted: Mapping[str, float] | None = None,
+    train_steps: int | None = None,
+) -> Figure:
+    """The mean of the metric over test episodes after each number of inner steps, with its 95 % interval.
+
+    rows: {"step": s, metric: {"mean": …, "ci95": half-width, …}}, one for each number of inner steps.
+    unadapted: the same statistics before any adaptation, a dashed line. train_steps: inner steps taken in training.
+    """
+    figure, (ax,) = _panels(1, 1, width=6.4, height=4.0)
+    steps = np.array([row["step"] for row in rows])
+    mean, ci95 = (np.array([row[metric][key] for row in rows], dtype=float) for key in ("mean", "ci95"))
+    if len(rows) == 1:
+        error = ci95 if np.isfinite(ci95).all() else None
+        ax.errorbar(steps, mean, error, fmt="o", color=BLUE, capsize=5, linewidth=1.8, label="mean, 95 % interval")
+        ax.set_xlim(steps[0] - 1, max(steps[0], train_steps or 0) + 1)
+    else:
+        ax.fill_between(steps, mean - ci95, mean + ci95, color=BLUE, alpha=0.2, linewidth=0, label="95 % interval")
+        ax.plot(steps, mean, color=BLUE, marker="o" if len(rows) <= 30 else None, label="mean over test episodes")
+    reference = []
+    if unadapted is not None:
+        reference = [unadapted["mean"]]
+        ax.axhline(unadapted["mean"], color=VERMILLION, linestyle="--", linewidth=1.5, label="before any adaptation")
+    if train_steps is not None:
+        ax.axvline(train_steps, color=GREY, linewidth=0.9, zorder=0, label=f"inner steps in training: {train_steps}")
+    _log_where_wide(ax, metric, np.array([*mean, *reference]))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(title="Adaptation to test tasks", xlabel="inner gradient steps on the support set", ylabel=_label(metric))
+    ax.legend(frameon=False)
+    return figure
+
+
+def fitted_functions(
+    tasks_episodes: Sequence[Episode],
+    predict: Callable[[Episode], list[Tensor]],
+    x_range: tuple[float, float],
+    steps: Sequence[int] = (0, 1, 5, 10),
+) -> Figure:
+    """For regression on one variable: a panel a task with its points, and the learner's function as it adapts.
+
+    tasks_episodes: single tasks; x (n, 1), y (n, targets), of which the first target is drawn.
+    predict: net outputs (n, targets) on the query's x before adaptation and after 0, 1, …, K inner steps.
+    steps: the numbers of inner steps to draw, as far as there are so many; K is drawn too if it comes before the last.
+    """
+    n = len(tasks_episodes)
+    columns = n if n <= 3 else ceil(n / 2) if n <= 8 else 4
+    rows = ceil(n / columns)
+    figure, axes = _panels(rows, columns, width=4.2 if columns <= 2 else 3.4, height=3.0)
+    for ax in axes[n:]:
+        figure.delaxes(ax)
+    spans = [np.ptp(_targets(episode)) for episode in tasks_episodes]
+    for number, (ax, episode) in enumerate(zip(axes, tasks_episodes, strict=False)):
+        x = torch.linspace(*x_range, GRID_POINTS, dtype=episode.support.x.dtype, device=episode.support.x.device)
+        zeros = episode.query.y.new_zeros(GRID_POINTS, *episode.query.y.shape[1:])
+        outputs = predict(Episode(episode.support, Samples(x[:, None], zeros)))
+        drawn = _stages(outputs, steps)
+        curves = [_numbers(outputs[index]) for index, _ in drawn]
+        for curve, (_, label), style in zip(curves, drawn, _styles(drawn), strict=True):
+            ax.plot(_numbers(x), curve, label=label, **style)
+        looks: list[dict[str, Any]] = [
+            {"label": "query points", "s": 14, "facecolor": "none", "edgecolor": INK, "linewidth": 0.8},
+            {"label": "support points", "s": 42, "facecolor": INK, "edgecolor": "white", "linewidth": 0.8},
+        ]
+        for samples, look in zip((episode.query, episode.support), looks, strict=True):
+            ax.scatter(_numbers(samples.x), _numbers(samples.y), zorder=4, clip_on=False, **look)
+        ax.set(title=f"Test task {number + 1}", xlim=x_range)
+        ax.set_ylim(_window(_targets(episode), curves, margin=max(spans[number], max(spans) / 4)))
+    for ax in axes[:n]:
+        place = ax.get_subplotspec()
+        assert place is not None
+        below = place.rowspan.start * columns + place.colspan.start + columns
+        ax.set(xlabel="x" if below >= n else "", ylabel="y" if place.is_first_col() else "")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
+    figure.suptitle("Functions fitted to test tasks from their support points", fontsize=13)
+    return figure
+
+
+def episode_grid(
+    episode: Episode,
+    logits_before: Tensor | None,
+    logits: Tensor,
+    class_names: Sequence[str] | None = None,
+    max_queries: int = 8,
+) -> Figure:
+    """A row a class: its support images, and its query images framed by whether they are recognized.
+
+    episode: one task; x (n, 1 or 3, height, width) in [0, 1], y (n,) class ids.
+    logits, logits_before: (queries, classes), or (queries, 1) for two classes, after and before adaptation.
+    class_names: of the class ids 0, 1, …; the ids themselves if left out.
+    max_queries: images shown of a class at most, the first ones, of the support and of the query. The accuracies in
+    the title are of all queries.
+    """
+    support, query = episode
+    classes = sorted({*support.y.tolist(), *query.y.tolist()})
+    names = {c: _short(class_names[c]) if class_names is not None else str(c) for c in classes}
+    predicted = _predicted(logits).cpu()
+    blocks = [{c: (y == c).nonzero().flatten().tolist() for c in classes} for y in (support.y.cpu(), query.y.cpu())]
+    wide = [min(max_queries, max(map(len, block.values()))) for block in blocks]
+
+    cell, pitch = 0.78, 1.42  # inches a column; height of a row in widths of an image, its label included
+    figure = Figure(figsize=(max(cell * sum(wide) + 1.6, 4.8), cell * pitch * len(classes) + 0.9), layout="constrained")
+    axes = figure.subplots(1, 2, squeeze=False, width_ratios=[max(w, 1) for w in wide])[0]
+    for ax, samples, block, width in zip(axes, (support, query), blocks, wide, strict=True):
+        for row, c in enumerate(classes):
+            for column, i in enumerate(block[c][:max_queries]):
+                left, top = column * 1.12, row * pitch
+                ax.imshow(
+                    _pixels(samples.x[i]), extent=(left, left + 1, top + 1, top), cmap="gray", vmin=0, vmax=1,
+                    interpolation="nearest",
+                )  # fmt: skip
+                colour, label = GREY, None
+                if samples is query:
+                    guess = int(predicted[i])
+                    right = guess == c
+                    colour = GREEN if right else VERMILLION
+                    label = names.get(guess, str(guess))
+                    ax.text(
+                        left + 0.5, top + 1.06, label if right else f"✗ {label}", ha="center", va="top", fontsize=8,
+                        color=colour, fontweight="normal" if right else "bold",
+                    )  # fmt: skip
+                frame = 2.5 if samples is query else 0.8
+                ax.add_patch(Rectangle((left, top), 1, 1, fill=False, edgecolor=colour, linewidth=frame))
+        ax.set(xlim=(-0.06, max(width, 1) * 1.12 - 0.06), ylim=(len(classes) * pitch - 0.1, -0.06), aspect="equal")
+        ax.spines[:].set_visible(False)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    axes[0].set_yticks([row * pitch + 0.5 for row in range(len(classes))], [names[c] for c in classes])
+    axes[0].tick_params(length=0)
+    axes[0].set(title="support", ylabel="class")
+    shown, most = wide[1], max(map(len, blocks[1].values()))
+    axes[1].set_title("queries, with the class predicted" + (f" ({shown} of {most} a class)" if shown < most else ""))
+    shots = {len(indices) for indices in blocks[0].values()}
+    kind = f"{len(classes)}-way" + (f" {shots.pop()}-shot" if len(shots) == 1 else "")
+    right = f"{(predicted == query.y.cpu()).float().mean().item():.1%} of {len(query.y)} queries right"
+    if logits_before is not None:
+        right += f" ({(_predicted(logits_before).cpu() == query.y.cpu()).float().mean().item():.1%} before adaptation)"
+    figure.suptitle(f"{kind} episode: {right}", fontsize=13)
+    return figure
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """The centred running mean of (n,) values over about a fifteenth of them; at the ends over what is symmetric."""
+    n = len(values)
+    i = np.arange(n)
+    reach = np.minimum(max(1, n // 30), np.minimum(i, n - 1 - i))
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    return (total[i + reach + 1] - total[i - reach]) / (2 * reach + 1)
+
+
+Column = tuple[np.ndarray, np.ndarray]
+_NOTHING: Column = (np.array([]), np.array([]))
+
+
+def _read(path: Path) -> dict[str, Column]:
+    """Column -> (steps, values), both (n,), of its finite cells in the order of their steps."""
+    with path.open(newline="") as file:
+        rows = sorted((row for row in csv.DictReader(file) if row.get("step")), key=lambda row: int(row["step"]))
+    columns: dict[str, Column] = {}
+    for name in rows[0] if rows else []:
+        # A row that a killed run left half written has None where cells are missing.
+        cells = np.array([(row["step"], row[name]) for row in rows if row[name]], dtype=float).reshape(-1, 2)
+        steps, values = cells[np.isfinite(cells).all(1)].T
+        columns[name] = (steps, values)
+    return columns
+
+
+def _loss_differs(columns: Mapping[str, Column], metric: str) -> bool:
+    """Whether the loss was recorded and is another number than the metric: in regression both are the same."""
+    if metric == "loss":
+        return False
+    for part in ("train", "val"):
+        (steps, loss), (others, values) = (columns.get(f"{part}/{name}", _NOTHING) for name in ("loss", metric))
+        if len(loss) and not (np.array_equal(steps, others) and np.allclose(loss, values, rtol=1e-5, atol=0)):
+            return True
+    return False
+
+
+def _log_where_wide(ax: Axes, name: str, values: np.ndarray) -> None:
+    """A logarithmic y axis where an error's values (n,) span more than a factor of ten."""
+    values = values[np.isfinite(values)]
+    if name not in ERRORS or not len(values) or values.min() <= 0 or values.max() <= 10 * values.min():
+        return
+    ax.set_yscale("log")
+    few = values.max() < 1e3 * values.min()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+
+
+def _stages(outputs: Sequence[Tensor], steps: Sequence[int]) -> list[tuple[int, str]]:
+    """Which outputs to draw, as (index, label); index 0 is before adaptation and 1 + s after s inner steps."""
+    last = len(outputs) - 2
+    if last == 0:
+        stages = [(1, "adapted")]
+    else:
+        wanted = {s for s in steps if s <= last} | ({last} if last < max(steps) else set())
+        stages = [(1 + s, f"after {s} step{'' if s == 1 else 's'}") for s in sorted(wanted)]
+    if len(outputs) > 1 and torch.equal(outputs[0], outputs[1]):
+        stages = [stage for stage in stages if stage[0] != 1]
+    return [(0, "before adaptation"), *stages]
+
+
+def _styles(stages: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+    """Dashes before adaptation, then one hue after the other from light to dark: the later, the stronger."""
+    # viridis rises evenly in lightness, so its order shows to everyone, and in print; its yellow end is too light.
+    after = len(stages) - 1
+    hues = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 0.85, after)) if after > 1 else [BLUE] * after
+    widths = np.linspace(1.4, 2.2, after)
+    before = {"color": GREY, "linestyle": "--", "linewidth": 1.5}
+    return [before, *({"color": hue, "linewidth": width} for hue, width in zip(hues, widths, strict=True))]
+
+
+def _window(points: np.ndarray, curves: Sequence[np.ndarray], margin: float) -> tuple[float, float]:
+    """y limits that hold all points, and the curves unless they stray further than the margin from the points."""
+    margin = margin or 1.0
+    everything = np.concatenate([points, *curves])
+    everything = everything[np.isfinite(everything)]
+    low, high = max(everything.min(), points.min() - margin), min(everything.max(), points.max() + margin)
+    room = 0.06 * (high - low)
+    return low - room, high + room
+
+
+def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with panels of the given size in inches, in the style that all share."""
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(True, color="#E6E6E6", linewidth=0.6)
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+def _label(name: str) -> str:
+    return NAMES.get(name, name) + (f" ({UNITS[name]})" if name in UNITS else "")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _short(name: str, longest: int = 11) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
+def _targets(episode: Episode) -> np.ndarray:
+    """The y of all points of a task, support and query: (n,)."""
+    return np.concatenate([_numbers(part.y) for part in episode])
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    """(n,) or the first of (n, targets), as float64."""
+    return (values if values.ndim == 1 else values[:, 0]).detach().double().cpu().numpy()
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """(1, H, W) -> (H, W), (3, H, W) -> (H, W, 3), within [0, 1]."""
+    pixels = image.detach().float().cpu().clamp(0, 1)
+    return (pixels[0] if len(pixels) == 1 else pixels.movedim(0, -1)).numpy()
+
+
+def _predicted(logits: Tensor) -> Tensor:
+    """Class ids (n,) from logits (n, classes), or from a single logit (n, 1)."""
+    return (logits.squeeze(-1) > 0).long() if logits.shape[-1] == 1 else logits.argmax(-1)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result, Resu
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(one_of_two, (port, str(folder)), nprocs=2)
+    context = torch.multiprocessing.spawn(one_of_two, (port, str(folder)), nprocs=2, join=False)
+    end = time.monotonic() + 180
+    while not context.join(timeout=5):
+        if time.monotonic() > end:
+            for process in context.processes:
+                process.kill()
+            pytest.fail("the two processes wait for each other")
     return results(), *(torch.load(folder / f"{rank}.pt") for rank in range(2))  # type: ignore[return-value]
 
 

@@ -1,0 +1,1 @@
+"""Labelled images: fetched, verified, parsed and split by class."""

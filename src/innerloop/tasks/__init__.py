@@ -1,1 +1,9 @@
 """Task families: distributions over episodes with their loss, their metrics and, where it is known, their oracle."""
+
+from innerloop.tasks.base import Classification, Regression, Tasks
+from innerloop.tasks.hyperplane import Hyperplane
+from innerloop.tasks.images import FewShotImages
+from innerloop.tasks.multimodal import Multimodal
+from innerloop.tasks.sinusoid import Sinusoid
+
+__all__ = ["Classification", "FewShotImages", "Hyperplane", "Multimodal", "Regression", "Sinusoid", "Tasks"]

@@ -1,0 +1,51 @@
+"""What the README says can be typed, and what its example says can be run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import quiet
+from hydra import compose, initialize_config_dir
+
+from innerloop import config
+
+config.register()
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_there_are_two_set_up_commands() -> None:
+    assert re.findall(r"^pip install.*$", README, re.M) == [
+        "pip install -e . && python train.py algo=maml",
+        'pip install -e ".[dev]" && pytest',
+    ]
+
+
+def commands() -> list[str]:
+    return sorted(set(re.findall(r"python train\.py ([^\n`|#)]*)", README)))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_training_command_composes(command: str) -> None:
+    overrides = [a for a in shlex.split(command) if "=" in a and not a.startswith(("resume=", "hydra."))]
+    first = [o.partition(",")[0] if not o.startswith("logger=[") else o for o in overrides]  # of a sweep, the first job
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert compose("train", first).algo.name
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_example_without_hydra_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    short = example.replace("max_steps=1000", "max_steps=6").replace("limit_train_batches=500", "limit_train_batches=3, log_every_n_steps=1")
+    assert short != example
+    quiet()
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    exec(short, scope)
+    assert scope["trainer"].global_step == 6
+    assert scope["trainer"].callback_metrics["test/mse"].isfinite()

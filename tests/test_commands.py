@@ -342,3 +342,11 @@ def test_experiments_are_what_their_command_says(experiment: str) -> None:
         cfg = compose("train", [f"experiment={experiment}"])
         plain = compose("train", [f"algo={cfg.algo.name}", f"data={cfg.data.name}"])
     assert cfg == plain
+
+
+def test_double_precision_trains_and_draws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    status = here(monkeypatch, tmp_path, *SHORT, "trainer.precision=64-true", "logger=csv", "hydra.run.dir=run")
+    assert status == 0
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=False)["state_dict"]
+    assert all(value.dtype == torch.float64 for value in saved.values())
+    assert (tmp_path / "run" / "plots" / "fitted_functions.png").exists()

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -96,7 +95,7 @@ def draw_plots(
     figures = {"adaptation_curve": curve}
     if (run_dir / "metrics.csv").exists():
         figures["learning_curve"] = plots.learning_curve(run_dir / "metrics.csv", tasks.metric)
-    episodes = [_to(data.episode("test", i), learner.device) for i in range(4)]
+    episodes = [_like(data.episode("test", i), next(learner.parameters())) for i in range(4)]
     if isinstance(tasks, Regression) and tasks.input_shape == (1,):
         low, high = getattr(tasks, "x_range", (-5.0, 5.0))
         figures["fitted_functions"] = plots.fitted_functions(episodes, learner.predict_episode, (low, high))
@@ -110,5 +109,10 @@ def draw_plots(
     return figures
 
 
-def _to(episode: Episode, device: torch.device) -> Episode:
-    return Episode(*(type(part)(*(t.to(device) for t in part)) for part in episode))
+def _like(episode: Episode, parameter: Tensor) -> Episode:
+    """The episode where, and as precise as, the learner is."""
+
+    def moved(t: Tensor) -> Tensor:
+        return t.to(parameter.device, parameter.dtype if t.is_floating_point() else t.dtype)
+
+    return Episode(*(type(part)(*map(moved, part)) for part in episode))

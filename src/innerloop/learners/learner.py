@@ -131,7 +131,6 @@ class MetaLearner(LightningModule):
                     each.zero_grad()
             value = self._backward(phase, batch, step)
             if last:
-                # Lightning counts every optimizer's steps; one meta-batch is to count once.
                 self._update(optimizer, step, counts=number == len(optimizers) - 1)
         if last:
             schedulers = self.lr_schedulers()
@@ -145,21 +144,22 @@ class MetaLearner(LightningModule):
         moved = {id(p) for _, group in self.groups()[phase.group] for p in group}
         wanted = [p for p in parameters if id(p) in moved]
         value, gradient, reported = self.engine.value_and_grad(phase.objective, wanted, batch)
-        if not torch.isfinite(value):
-            raise DivergedError(self._diverged("loss", value.item(), step))
         found = dict(zip(map(id, wanted), gradient, strict=True))
         # DDP waits for every parameter, so those that this phase leaves alone are handed zeros.
         given = [found[id(p)] if id(p) in found else torch.zeros_like(p) for p in parameters]
-        self.manual_backward(GivenGradient.apply(value / self.accumulate, given, *parameters))
+        self.manual_backward(GivenGradient.apply(value, given, *parameters) / self.accumulate)
+        # After the backward, in which the other ranks take part and through which they learn of it too.
+        if not torch.isfinite(value):
+            raise DivergedError(self._diverged("loss", value.item(), step))
         if self._reporting:
             name = "train/loss" if phase.objective == self.query_objective else "train/support_loss"
-            self.log_dict({name: value} | {f"train/{k}": v.mean() for k, v in reported.items()}, batch_size=1)
+            means = {f"train/{k}": v.mean() for k, v in reported.items()}
+            self.log_dict({name: value} | means, batch_size=1, sync_dist=True)
         return value
 
     def _update(self, optimizer: LightningOptimizer, step: int, counts: bool) -> None:
-        norm = nn.utils.get_total_norm(
-            [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-        )
+        moved = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm(moved)
         if not torch.isfinite(norm):
             raise DivergedError(self._diverged("meta-gradient", norm.item(), step))
         if self._reporting and counts:
@@ -167,6 +167,7 @@ class MetaLearner(LightningModule):
         if self.outer_clip is not None:
             self.clip_gradients(optimizer.optimizer, gradient_clip_val=self.outer_clip, gradient_clip_algorithm="norm")
         if not counts:
+            # Lightning counts the steps of every optimizer through these hooks; one meta-batch is to count once.
             optimizer._on_before_step = lambda: None
             optimizer._on_after_step = lambda: None
         optimizer.step()
@@ -174,7 +175,9 @@ class MetaLearner(LightningModule):
     @property
     def _reporting(self) -> bool:
         trainer = self._trainer
-        return trainer is not None and trainer.training and (self.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if trainer is None or not trainer.training:
+            return False
+        return (self.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def _diverged(self, what: str, value: float, step: int) -> str:
         return (
@@ -230,7 +233,9 @@ class MetaLearner(LightningModule):
             name: [summarize(values[:, column, i]) for column in range(values.shape[1])]
             for i, name in enumerate(self.curve.names)
         }
-        self.log_dict({f"{stage}/{name}": column[-1]["mean"] for name, column in self.last_curve.items()})
+        self.log_dict(
+            {f"{stage}/{name}": column[-1]["mean"] for name, column in self.last_curve.items()}, sync_dist=True
+        )
 
 
 class GivenGradient(torch.autograd.Function):

@@ -159,7 +159,7 @@ def test_long_training_does_not_beat_the_oracle(clusters: int) -> None:
     torch.manual_seed(0)
     tasks = Hyperplane(clusters=clusters)
     net = Linear(tasks.input_shape, tasks.output_size)
-    learner = trained(tasks, net, 3000, inner_lr=0.5, inner_steps=5, learn_lr="parameter", outer_lr=3e-3)
-    batch = drawn(tasks, 2000)
+    learner = trained(tasks, net, 1500, inner_lr=0.5, inner_steps=2, learn_lr="parameter", outer_lr=3e-3)
+    batch = drawn(tasks, 1000)
     more, interval = excess(scores(learner, batch), oracle_accuracy(tasks, batch))
     assert -0.05 < more < interval

@@ -125,6 +125,8 @@ class EpisodeDataModule(LightningDataModule):
         return Episode(*(type(part)(part.x[0], part.y[0]) for part in drawn))
 
     def _evaluation(self, split: Split, total: int) -> EpisodeLoader:
+        if total < self._place()[1]:
+            raise InputError(f"{total} {split} episodes cannot be shared by {self._place()[1]} ranks")
         return self._loader(split, self.eval_seed, Share(total, self.meta_batch_size, *self._place()), lambda: 0)
 
     def _loader(

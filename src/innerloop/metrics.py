@@ -27,10 +27,11 @@ class AdaptationCurve(Metric):
     def update(self, outputs: dict[str, Tensor]) -> None:
         """outputs: metric name -> (episodes, 1 + K + 1), the first column before any adaptation."""
         self.names = tuple(outputs)
-        self.values.append(torch.stack([outputs[name].detach().double().cpu() for name in self.names], -1))
+        stacked = torch.stack([outputs[name].detach() for name in self.names], -1)
+        self.values.append(stacked if stacked.device.type == "mps" else stacked.double())  # MPS has no float64
 
     def compute(self) -> Tensor:
-        """(episodes, 1 + K + 1, metrics), float64."""
+        """(episodes, 1 + K + 1, metrics)."""
         return dim_zero_cat(self.values)
 
 

@@ -131,7 +131,7 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
     last = checkpoints / "last.ckpt"
     start = last if last.exists() else None
     resumed_at = torch.load(last, weights_only=False)["global_step"] if start else 0
-    session = Session(last)
+    session = Session(last, learner.accumulate)
     best = ModelCheckpoint(
         checkpoints,
         filename="best",

@@ -17,11 +17,12 @@ class Session(Callback):
 
     checkpoint: where the state is saved when the process is asked to end (SIGINT, SIGTERM), between two meta-batches,
     so that a resumed run equals an uninterrupted one. A second Ctrl-C ends at once, without saving.
+    accumulate: meta-batches an outer update is averaged over.
     wall_seconds, cpu_seconds: of training, validation included.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Path, accumulate: int = 1) -> None:
+        self.checkpoint, self.accumulate = checkpoint, accumulate
         self.asked = self.saved = False
         self._before = (0.0, 0.0)
         self._since: tuple[float, float] | None = None
@@ -66,8 +67,8 @@ class Session(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.asked:
-            # Ends with the next batch's start, when this one's numbers have been logged.
+        if self.asked and (batch_idx + 1) % self.accumulate == 0:
+            # Between two outer updates, since gradients that wait for one are in no checkpoint. Ends with the next batch's start, when this one's numbers have been logged.
             trainer.save_checkpoint(self.checkpoint)
             self.saved = True
         # Lightning ends at max_steps without a validation unless it coincides with the end of an epoch.
@@ -80,7 +81,7 @@ class Session(Callback):
             raise Stopped(f"stopped after step {trainer.global_step}, before the test")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # The step that found the divergence was not taken: the weights are still the last good ones.
+        # The update that found the divergence was not made: the weights are still finite.
         if isinstance(exception, DivergedError) and not self.checkpoint.exists():
             trainer.save_checkpoint(self.checkpoint)
         self._stop()

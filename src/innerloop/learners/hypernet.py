@@ -45,6 +45,10 @@ def task_relation_model(
     by_class = writes != "all"
     size = net.feature_size if by_class else net.input_size
     reader = SetEncoder(size, net.output_size, width, encoder == "attention", by_class)  # type: ignore[arg-type]
+    if init == "hyperfan_in":
+        # What it counts on: code entries of unit variance (the read-out's ReLUs halve the power of its layer norm).
+        nn.init.kaiming_normal_(reader.read[-1].weight, nonlinearity="relu")  # type: ignore[arg-type]
+        nn.init.zeros_(reader.read[-1].bias)  # type: ignore[arg-type]
     classes = net.output_size if by_class else None
     writer = Generator(shapes, width, classes, chunk_size, init)  # type: ignore[arg-type]
     return Generate(reader, writer, read_features=by_class, residual=init == "zero")

@@ -74,6 +74,12 @@ class MetaLearner(LightningModule):
                 raise InputError(f"{name} must be above zero, got {value}")
         if weight_decay < 0:
             raise InputError(f"weight_decay must not be negative, got {weight_decay}")
+        for name, module in net.named_modules():
+            if getattr(module, "running_mean", None) is not None:
+                raise InputError(
+                    f"the net's {name} keeps running statistics, which would pass from task to task: use "
+                    "innerloop.nets.BatchNorm, or track_running_stats=False with engine=loop"
+                )
         self.net, self.adaptation = net, adaptation
         self.loss, self.metrics = loss, metrics or (lambda net, weights, samples: {"loss": loss(net, weights, samples)})
         self.outer_lr, self.optimizer, self.weight_decay = outer_lr, optimizer, weight_decay
@@ -140,7 +146,7 @@ class MetaLearner(LightningModule):
         return value
 
     def _backward(self, phase: Phase, batch: Episode, step: int) -> Tensor:
-        parameters = list(self.parameters())
+        parameters = [p for p in self.parameters() if p.requires_grad]
         moved = {id(p) for _, group in self.groups()[phase.group] for p in group}
         wanted = [p for p in parameters if id(p) in moved]
         value, gradient, reported = self.engine.value_and_grad(phase.objective, wanted, batch)

@@ -68,7 +68,8 @@ class Session(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.asked and (batch_idx + 1) % self.accumulate == 0:
-            # Between two outer updates, since gradients that wait for one are in no checkpoint. Ends with the next batch's start, when this one's numbers have been logged.
+            # Between two outer updates, since gradients that wait for one are in no checkpoint. Ends with the next
+            # batch's start, when this one's numbers have been logged.
             trainer.save_checkpoint(self.checkpoint)
             self.saved = True
         # Lightning ends at max_steps without a validation unless it coincides with the end of an epoch.

@@ -41,7 +41,8 @@ def test_links_lead_somewhere() -> None:
 
 def test_example_without_hydra_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    short = example.replace("max_steps=1000", "max_steps=6").replace("limit_train_batches=500", "limit_train_batches=3, log_every_n_steps=1")
+    short = example.replace("max_steps=1000", "max_steps=6")
+    short = short.replace("limit_train_batches=500", "limit_train_batches=3, log_every_n_steps=1")
     assert short != example
     quiet()
     monkeypatch.chdir(tmp_path)

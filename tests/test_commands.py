@@ -218,7 +218,7 @@ def test_evaluation_repeats_and_extends(sweep: dict[tuple[str, int], Path], tmp_
         cwd=tmp_path,
     )
     assert results(elsewhere)["data"] == "multimodal"
-    _, err = run("evaluate.py", f"run={run_dir}", "data=glyphs", "data.cache=glyphs", cwd=tmp_path, status=1)
+    _, err = run("evaluate.py", f"run={run_dir}", "data=hyperplane", cwd=tmp_path, status=1)
     assert "does not fit" in err
     assert "Traceback" not in err
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
@@ -27,6 +28,9 @@ ERRORS = {"mse", "loss"}
 
 GRID_POINTS = 201
 
+# Of an image to the next in a grid, in widths of an image; below an image is room for a label.
+COLUMN, ROW = 1.12, 1.36
+
 
 def learning_curve(path_to_metrics_csv: Path, metric: str) -> Figure:
     """The metric on training and validation tasks over the meta-batches, and the loss where that is another number.
@@ -40,13 +44,13 @@ def learning_curve(path_to_metrics_csv: Path, metric: str) -> Figure:
     for ax, name in zip(axes, names, strict=True):
         steps, values = columns.get(f"train/{name}", _NOTHING)
         if len(values) < 3:
-            ax.plot(steps, values, color=BLUE, marker="o", label="training tasks")
+            ax.plot(steps, values, color=BLUE, marker="o", label="training")
         else:
-            ax.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.9, label="training tasks, each meta-batch logged")
-            ax.plot(steps, smooth(values), color=BLUE, linewidth=2, label="training tasks, running mean")
+            ax.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.9, label="training, one meta-batch")
+            ax.plot(steps, smooth(values), color=BLUE, linewidth=2, label="training, running mean")
         val_steps, val_values = columns.get(f"val/{name}", _NOTHING)
         marker = "o" if len(val_values) <= 40 else None
-        ax.plot(val_steps, val_values, color=VERMILLION, marker=marker, label="validation tasks")
+        ax.plot(val_steps, val_values, color=VERMILLION, marker=marker, markersize=4, label="validation")
         _log_where_wide(ax, name, np.concatenate([values, val_values]))
         ax.set(title=f"{_capital(NAMES.get(name, name))} during meta-training", ylabel=_label(name))
         ax.set_xlabel("training step (meta-batches)")
@@ -77,7 +81,7 @@ def adaptation_curve(
     if len(rows) == 1:
         error = ci95 if np.isfinite(ci95).all() else None
         ax.errorbar(steps, mean, error, fmt="o", color=BLUE, capsize=5, linewidth=1.8, label="mean, 95 % interval")
-        ax.set_xlim(steps[0] - 1, max(steps[0], train_steps or 0) + 1)
+        ax.set_xlim(steps[0] - 0.5, max(steps[0], train_steps or 0) + 0.5)
     else:
         ax.fill_between(steps, mean - ci95, mean + ci95, color=BLUE, alpha=0.2, linewidth=0, label="95 % interval")
         ax.plot(steps, mean, color=BLUE, marker="o" if len(rows) <= 30 else None, label="mean over test episodes")
@@ -88,7 +92,7 @@ def adaptation_curve(
     if train_steps is not None:
         ax.axvline(train_steps, color=GREY, linewidth=0.9, zorder=0, label=f"inner steps in training: {train_steps}")
     _log_where_wide(ax, metric, np.array([*mean, *reference]))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set(title="Adaptation to test tasks", xlabel="inner gradient steps on the support set", ylabel=_label(metric))
     ax.legend(frameon=False)
     return figure
@@ -162,44 +166,33 @@ def episode_grid(
     blocks = [{c: (y == c).nonzero().flatten().tolist() for c in classes} for y in (support.y.cpu(), query.y.cpu())]
     wide = [min(max_queries, max(map(len, block.values()))) for block in blocks]
 
-    cell, pitch = 0.78, 1.42  # inches a column; height of a row in widths of an image, its label included
-    figure = Figure(figsize=(max(cell * sum(wide) + 1.6, 4.8), cell * pitch * len(classes) + 0.9), layout="constrained")
-    axes = figure.subplots(1, 2, squeeze=False, width_ratios=[max(w, 1) for w in wide])[0]
-    for ax, samples, block, width in zip(axes, (support, query), blocks, wide, strict=True):
+    figure, axes = _blocks([max(w, 1) for w in wide], len(classes), margin=0.45 + 0.09 * max(map(len, names.values())))
+    for ax, samples, block in zip(axes, (support, query), blocks, strict=True):
+        limits = ax.get_xlim(), ax.get_ylim()
         for row, c in enumerate(classes):
             for column, i in enumerate(block[c][:max_queries]):
-                left, top = column * 1.12, row * pitch
-                ax.imshow(
-                    _pixels(samples.x[i]), extent=(left, left + 1, top + 1, top), cmap="gray", vmin=0, vmax=1,
-                    interpolation="nearest",
-                )  # fmt: skip
-                colour, label = GREY, None
+                left, top = column * COLUMN, row * ROW
+                place = (left, left + 1, top + 1, top)
+                ax.imshow(_pixels(samples.x[i]), extent=place, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                colour, width = GREY, 0.8
                 if samples is query:
                     guess = int(predicted[i])
-                    right = guess == c
-                    colour = GREEN if right else VERMILLION
-                    label = names.get(guess, str(guess))
-                    ax.text(
-                        left + 0.5, top + 1.06, label if right else f"✗ {label}", ha="center", va="top", fontsize=8,
-                        color=colour, fontweight="normal" if right else "bold",
-                    )  # fmt: skip
-                frame = 2.5 if samples is query else 0.8
-                ax.add_patch(Rectangle((left, top), 1, 1, fill=False, edgecolor=colour, linewidth=frame))
-        ax.set(xlim=(-0.06, max(width, 1) * 1.12 - 0.06), ylim=(len(classes) * pitch - 0.1, -0.06), aspect="equal")
-        ax.spines[:].set_visible(False)
-        ax.set_xticks([])
-        ax.set_yticks([])
-    axes[0].set_yticks([row * pitch + 0.5 for row in range(len(classes))], [names[c] for c in classes])
-    axes[0].tick_params(length=0)
-    axes[0].set(title="support", ylabel="class")
+                    colour, width = (GREEN if guess == c else VERMILLION), 2.5
+                    # The cross says the same to those who see no difference between the colours.
+                    label = ("" if guess == c else "✗ ") + names.get(guess, str(guess))
+                    ax.text(left + 0.5, top + 1.07, label, ha="center", va="top", fontsize=8, color=colour)
+                ax.add_patch(Rectangle((left, top), 1, 1, fill=False, edgecolor=colour, linewidth=width))
+        ax.set(xlim=limits[0], ylim=limits[1])  # imshow has set its own
+    axes[0].set_yticks([row * ROW + 0.5 for row in range(len(classes))], [names[c] for c in classes])
+    axes[0].set(title="Support", ylabel="class")
     shown, most = wide[1], max(map(len, blocks[1].values()))
-    axes[1].set_title("queries, with the class predicted" + (f" ({shown} of {most} a class)" if shown < most else ""))
+    axes[1].set_title("Queries and predicted classes" + (f" ({shown} of {most} a class)" if shown < most else ""))
     shots = {len(indices) for indices in blocks[0].values()}
     kind = f"{len(classes)}-way" + (f" {shots.pop()}-shot" if len(shots) == 1 else "")
-    right = f"{(predicted == query.y.cpu()).float().mean().item():.1%} of {len(query.y)} queries right"
+    title = f"{kind} episode: accuracy {_accuracy(logits, query.y):.3f}"
     if logits_before is not None:
-        right += f" ({(_predicted(logits_before).cpu() == query.y.cpu()).float().mean().item():.1%} before adaptation)"
-    figure.suptitle(f"{kind} episode: {right}", fontsize=13)
+        title += f" ({_accuracy(logits_before, query.y):.3f} before adaptation)"
+    figure.suptitle(title, fontsize=13)
     return figure
 
 
@@ -288,11 +281,38 @@ def _window(points: np.ndarray, curves: Sequence[np.ndarray], margin: float) -> 
 def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure with panels of the given size in inches, in the style that all share."""
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(w_pad=0.08, h_pad=0.08)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(True, color="#E6E6E6", linewidth=0.6)
         ax.set_axisbelow(True)
+    return figure, axes
+
+
+def _blocks(columns: Sequence[int], rows: int, margin: float) -> tuple[Figure, list[Axes]]:
+    """A figure with blocks of images side by side, all to one scale.
+
+    columns: images in a row of each block. margin: inches on the left, for the names of the rows.
+    Coordinates are in widths of an image: that of (row, column) begins at x = column * COLUMN, y = row * ROW.
+    """
+    inch, gap, above, edge = 0.8, 0.35, 0.8, 0.12
+    # A block with a single image is still to be wide enough for its title.
+    widths = [max(COLUMN * n, 1.0) for n in columns]
+    width = max(margin + inch * sum(widths) + gap * (len(columns) - 1) + edge, 5.6)
+    height = above + inch * ROW * rows + edge
+    figure, axes, left = Figure(figsize=(width, height)), [], margin
+    for w in widths:
+        box = (left / width, edge / height, inch * w / width, inch * ROW * rows / height)
+        ax = figure.add_axes(box, xlim=(0, w), ylim=(ROW * rows, 0))
+        ax.spines[:].set_visible(False)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.tick_params(length=0)
+        axes.append(ax)
+        left += inch * w + gap
     return figure, axes
 
 
@@ -304,7 +324,7 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _short(name: str, longest: int = 11) -> str:
+def _short(name: str, longest: int = 10) -> str:
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
@@ -322,6 +342,10 @@ def _pixels(image: Tensor) -> np.ndarray:
     """(1, H, W) -> (H, W), (3, H, W) -> (H, W, 3), within [0, 1]."""
     pixels = image.detach().float().cpu().clamp(0, 1)
     return (pixels[0] if len(pixels) == 1 else pixels.movedim(0, -1)).numpy()
+
+
+def _accuracy(logits: Tensor, y: Tensor) -> float:
+    return (_predicted(logits) == y).float().mean().item()
 
 
 def _predicted(logits: Tensor) -> Tensor:

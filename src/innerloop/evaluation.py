@@ -26,7 +26,9 @@ def evaluate_run(cfg: DictConfig) -> None:
         raise
     with recorded(out):
         OmegaConf.save(cfg, out / CONFIG, resolve=True)
-        trainer = make_trainer(cfg, logger=False, callbacks=[Progress(parts.tasks.metric)], enable_checkpointing=False)
+        trainer = make_trainer(
+            cfg, parts.learner, logger=False, callbacks=[Progress(parts.tasks.metric)], enable_checkpointing=False
+        )
         validation, test, values = evaluate(trainer, parts, cfg.test.steps)
         results: dict[str, Any] = {
             "run": str(run),

@@ -181,7 +181,8 @@ def episode_grid(
                     # The cross says the same to those who see no difference between the colours.
                     label = ("" if guess == c else "✗ ") + names.get(guess, str(guess))
                     ax.text(left + 0.5, top + 1.07, label, ha="center", va="top", fontsize=8, color=colour)
-                ax.add_patch(Rectangle((left, top), 1, 1, fill=False, edgecolor=colour, linewidth=width))
+                frame = Rectangle((left, top), 1, 1, fill=False, edgecolor=colour, linewidth=width, clip_on=False)
+                ax.add_patch(frame)
         ax.set(xlim=limits[0], ylim=limits[1])  # imshow has set its own
     axes[0].set_yticks([row * ROW + 0.5 for row in range(len(classes))], [names[c] for c in classes])
     axes[0].set(title="Support", ylabel="class")
@@ -192,7 +193,7 @@ def episode_grid(
     title = f"{kind} episode: accuracy {_accuracy(logits, query.y):.3f}"
     if logits_before is not None:
         title += f" ({_accuracy(logits_before, query.y):.3f} before adaptation)"
-    figure.suptitle(title, fontsize=13)
+    figure.suptitle(title, fontsize=13, y=1 - 0.12 / figure.get_figheight())
     return figure
 
 
@@ -228,7 +229,8 @@ def _loss_differs(columns: Mapping[str, Column], metric: str) -> bool:
         return False
     for part in ("train", "val"):
         (steps, loss), (others, values) = (columns.get(f"{part}/{name}", _NOTHING) for name in ("loss", metric))
-        if len(loss) and not (np.array_equal(steps, others) and np.allclose(loss, values, rtol=1e-5, atol=0)):
+        both, i, j = np.intersect1d(steps, others, return_indices=True)
+        if len(loss) and not (len(both) and np.allclose(loss[i], values[j], rtol=1e-5, atol=0)):
             return True
     return False
 

@@ -147,7 +147,7 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
         callbacks = [best, session, Progress(tasks.metric)]
         if loggers:
             callbacks.append(LearningRateMonitor("step"))
-        trainer = make_trainer(cfg, logger=loggers, callbacks=callbacks, accumulate=learner.accumulate)
+        trainer = make_trainer(cfg, learner, logger=loggers, callbacks=callbacks)
         log.info("training %s on %s in %s", cfg.algo.name, cfg.data.name, run_dir)
         trainer.fit(learner, data, ckpt_path=start, weights_only=False)
         trainer.loggers = []  # the closing evaluation of the best weights is no point of the learning curve
@@ -209,17 +209,19 @@ def evaluate(trainer: Trainer, parts: Parts, steps: str) -> tuple[dict[str, Any]
     return validation, test_results(learner.last_curve, parts.data.test_episodes, step), learner.curve.compute()
 
 
-def make_trainer(cfg: DictConfig, accumulate: int = 1, **extra: Any) -> Trainer:
+def make_trainer(cfg: DictConfig, learner: MetaLearner, **extra: Any) -> Trainer:
     """Lightning's trainer; an epoch is the stretch between two validations."""
     t = cfg.trainer
-    if t.threads is not None:
-        torch.set_num_threads(t.threads)
+    # The tensors of dense nets are too small to share: threads only wait for each other, on a busy machine for ages.
+    threads = t.threads or (1 if learner.engine.resolve(torch.device("cpu")) == "vmap" else None)
+    if threads is not None:
+        torch.set_num_threads(threads)
     _quiet()
     try:
         return Trainer(
             max_steps=t.max_steps,
             max_epochs=-1,
-            limit_train_batches=min(t.val_every, t.max_steps) * accumulate,
+            limit_train_batches=min(t.val_every, t.max_steps) * learner.accumulate,
             log_every_n_steps=min(t.log_every, t.max_steps),
             accelerator=t.accelerator,
             devices=t.devices,

@@ -185,9 +185,11 @@ def episode_grid(
                 ax.add_patch(frame)
         ax.set(xlim=limits[0], ylim=limits[1])  # imshow has set its own
     axes[0].set_yticks([row * ROW + 0.5 for row in range(len(classes))], [names[c] for c in classes])
-    axes[0].set(title="Support", ylabel="class")
+    axes[0].set_ylabel("class")
+    axes[0].set_title("Support", loc="left")
     shown, most = wide[1], max(map(len, blocks[1].values()))
-    axes[1].set_title("Queries and predicted classes" + (f" ({shown} of {most} a class)" if shown < most else ""))
+    some = f" ({shown} of {most} a class)" if shown < most else ""
+    axes[1].set_title(f"Queries and predictions{some}", loc="left")
     shots = {len(indices) for indices in blocks[0].values()}
     kind = f"{len(classes)}-way" + (f" {shots.pop()}-shot" if len(shots) == 1 else "")
     title = f"{kind} episode: accuracy {_accuracy(logits, query.y):.3f}"
@@ -301,9 +303,10 @@ def _blocks(columns: Sequence[int], rows: int, margin: float) -> tuple[Figure, l
     Coordinates are in widths of an image: that of (row, column) begins at x = column * COLUMN, y = row * ROW.
     """
     inch, gap, above, edge = 0.8, 0.35, 0.8, 0.12
-    # A block with a single image is still to be wide enough for its title.
-    widths = [max(COLUMN * n, 1.0) for n in columns]
-    width = max(margin + inch * sum(widths) + gap * (len(columns) - 1) + edge, 5.6)
+    widths = [COLUMN * n for n in columns]
+    last = margin + inch * sum(widths[:-1]) + gap * (len(columns) - 1)
+    # Where there are few images the titles, of the figure and of the last block, need more room than they.
+    width = max(last + inch * widths[-1] + edge, last + 4.3, 6.3)
     height = above + inch * ROW * rows + edge
     figure, axes, left = Figure(figsize=(width, height)), [], margin
     for w in widths:

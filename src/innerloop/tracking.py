@@ -52,7 +52,7 @@ def wandb_logger(run_dir: Path, config: dict[str, Any], settings: dict[str, Any]
     if mode not in WANDB_MODES:
         raise InputError(f"logger.wandb.mode={mode}: choose one of {', '.join(WANDB_MODES)}")
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
     record = run_dir / WANDB_RECORD
     before = json.loads(record.read_text()) if record.is_file() else {}
     algo, data = config["algo"]["name"], config["data"]["name"]

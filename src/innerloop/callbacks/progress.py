@@ -14,6 +14,12 @@ log = logging.getLogger("innerloop")
 SECONDS_BETWEEN_LINES = 10.0
 
 
+class Bar(tqdm):
+    """Without tqdm's monitor thread, which worker processes would be forked beside."""
+
+    monitor_interval = 0
+
+
 class Progress(ProgressBar):
     """Shows step / max_steps, the loss, the metric after adaptation, steps per second and the time left.
 
@@ -44,9 +50,9 @@ class Progress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._bar is not None:
-            self._bar.update(trainer.global_step - self._bar.n)
             if trainer.global_step % max(trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
                 self._bar.set_postfix_str(self._numbers(trainer), refresh=False)
+            self._bar.update(trainer.global_step - self._bar.n)
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._line(trainer)
 
@@ -65,9 +71,20 @@ class Progress(ProgressBar):
         if self._bar is None and self._shown:
             log.info("testing")
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         if self._bar is not None:
             self._bar.update()
+        elif self._shown and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            log.info("testing: %d meta-batches done", batch_idx + 1)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
@@ -77,7 +94,7 @@ class Progress(ProgressBar):
 
     def _open(self, what: str, total: int | None, done: int) -> None:
         if self._shown and sys.stderr.isatty():
-            self._bar = tqdm(desc=what, total=total, initial=done, file=sys.stderr, dynamic_ncols=True, leave=True)
+            self._bar = Bar(desc=what, total=total, initial=done, file=sys.stderr, dynamic_ncols=True, leave=True)
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -97,7 +114,8 @@ class Progress(ProgressBar):
             return
         self._last_line = time.monotonic()
         rate = (trainer.global_step - self._first_step) / max(self._last_line - self._begin, 1e-9)
-        parts = [f"step {trainer.global_step}/{trainer.max_steps}", self._numbers(trainer), f"{rate:.3g} steps/s"]
+        total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+        parts = [f"step {trainer.global_step}{total}", self._numbers(trainer), f"{rate:.3g} steps/s"]
         if trainer.max_steps > 0 and rate > 0:
             left = round((trainer.max_steps - trainer.global_step) / rate)
             parts.append(f"eta {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}")

@@ -92,6 +92,8 @@ def test_run_directory_is_the_record(sweep: dict[tuple[str, int], Path]) -> None
         assert (run_dir / name).stat().st_size, name
     assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert {p.stem for p in (run_dir / "plots").iterdir()} == {"learning_curve", "adaptation_curve", "fitted_functions"}
+    saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
+    assert saved["global_step"] == 40  # the last, whether or not it is the best
     environment = json.loads((run_dir / "environment.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__
     found = results(run_dir)
@@ -350,3 +352,17 @@ def test_double_precision_trains_and_draws(monkeypatch: pytest.MonkeyPatch, tmp_
     saved = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=False)["state_dict"]
     assert all(value.dtype == torch.float64 for value in saved.values())
     assert (tmp_path / "run" / "plots" / "fitted_functions.png").exists()
+
+
+def test_last_checkpoint_is_the_last_even_if_another_was_better(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    worse = ["algo.outer_lr=0.3", "algo.schedule=constant", "logger=csv", "hydra.run.dir=run"]
+    assert here(monkeypatch, tmp_path, *SHORT, *worse) == 0
+    steps = {
+        name: torch.load(tmp_path / "run" / "checkpoints" / f"{name}.ckpt", weights_only=False)["global_step"]
+        for name in ("best", "last")
+    }
+    validated = {int(r["step"]): float(r["val/mse"]) for r in rows(tmp_path / "run") if r["val/mse"]}
+    assert steps == {"best": min(validated, key=validated.__getitem__) + 1, "last": 40}
+    assert steps["best"] < 40, "nothing is shown by a run whose last weights are its best"

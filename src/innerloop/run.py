@@ -137,14 +137,15 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
         filename="best",
         monitor=f"val/{tasks.metric}",
         mode="max" if tasks.higher_is_better else "min",
-        save_last=True,
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )
+    # Not save_last=True of the other one: Lightning (2.6) then writes last.ckpt only where the best has improved.
+    latest = ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False)
     loggers = make_loggers(cfg, run_dir, resumed_at)
     status = 1
     try:
-        callbacks = [best, session, Progress(tasks.metric)]
+        callbacks = [best, latest, session, Progress(tasks.metric)]
         if loggers:
             callbacks.append(LearningRateMonitor("step"))
         trainer = make_trainer(cfg, learner, logger=loggers, callbacks=callbacks)
@@ -345,6 +346,8 @@ def recorded(run_dir: Path) -> Iterator[None]:
 def _quiet() -> None:
     # Lightning's own call of a torch interface that is on its way out.
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    # A run resumed from an epoch's end passes that end once more, with nothing validated and nothing to save.
+    warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")
     # The loader goes on where the trainer's counters say, which is better than a state of its own.
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     # Episodes are drawn on the spot, cheaper than a worker process would hand them over.

@@ -36,6 +36,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
     # Lightning 2.6 asks torch 2.13 in an old way; nothing that we could write differently.
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated", category=FutureWarning)
+    # Lightning tells whoever has no TensorBoard of its default logger.
+    warnings.filterwarnings("ignore", message="Starting from v1.9.0, `tensorboardX` has been removed")
     # GPUs that happen to be there are left alone on purpose.
     warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
 

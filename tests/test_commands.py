@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -366,3 +367,16 @@ def test_last_checkpoint_is_the_last_even_if_another_was_better(
     validated = {int(r["step"]): float(r["val/mse"]) for r in rows(tmp_path / "run") if r["val/mse"]}
     assert steps == {"best": min(validated, key=validated.__getitem__) + 1, "last": 40}
     assert steps["best"] < 40, "nothing is shown by a run whose last weights are its best"
+
+
+def test_truncated_checkpoint_is_named(sweep: dict[tuple[str, int], Path], tmp_path: Path) -> None:
+    broken = tmp_path / "run"
+    shutil.copytree(sweep["maml", 0], broken, ignore=shutil.ignore_patterns("wandb", "evaluations"))
+    whole = (broken / "checkpoints" / "last.ckpt").read_bytes()
+    (broken / "checkpoints" / "last.ckpt").write_bytes(whole[: len(whole) // 2])
+    _, err = run("train.py", f"resume={broken}", "trainer.max_steps=60", cwd=tmp_path, status=1)
+    assert "last.ckpt is no whole checkpoint" in err
+    assert "Traceback" not in err
+    _, err = run("evaluate.py", f"run={broken}", "checkpoint=last", cwd=tmp_path, status=1)
+    assert "last.ckpt is no whole checkpoint" in err
+    assert not (broken / "evaluations").exists()

@@ -130,7 +130,7 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
     checkpoints = run_dir / "checkpoints"
     last = checkpoints / "last.ckpt"
     start = last if last.exists() else None
-    resumed_at = torch.load(last, weights_only=False)["global_step"] if start else 0
+    resumed_at = read_checkpoint(last)["global_step"] if start else 0
     session = Session(last, learner.accumulate)
     best = ModelCheckpoint(
         checkpoints,
@@ -152,7 +152,7 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
         log.info("training %s on %s in %s", cfg.algo.name, cfg.data.name, run_dir)
         trainer.fit(learner, data, ckpt_path=start, weights_only=False)
         trainer.loggers = []  # the closing evaluation of the best weights is no point of the learning curve
-        load_weights(learner, Path(best.best_model_path or last))
+        load_weights(learner, checkpoints / "best.ckpt")
         validation, test, values = evaluate(trainer, parts, cfg.test.steps)
         results = {
             "algo": cfg.algo.name,
@@ -181,17 +181,26 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
     return validation[tasks.metric]["mean"]
 
 
-def load_weights(learner: MetaLearner, checkpoint: Path) -> None:
-    """Meta-parameters from a checkpoint. Raises InputError if it is missing, broken or of another learner."""
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds. Raises InputError if it is missing or broken."""
     try:
-        learner.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"])
+        found = torch.load(path, map_location="cpu", weights_only=False)
+        assert {"state_dict", "global_step"} <= set(found)
     except FileNotFoundError as error:
-        raise InputError(f"there is no checkpoint {checkpoint}") from error
+        raise InputError(f"there is no checkpoint {path}") from error
+    except (OSError, EOFError, RuntimeError, TypeError, AssertionError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} is no whole checkpoint: {str(error).splitlines()[:1]}") from error
+    return found
+
+
+def load_weights(learner: MetaLearner, path: Path) -> None:
+    """Meta-parameters from a checkpoint. Raises InputError if it is missing, broken or of another learner."""
+    weights = read_checkpoint(path)["state_dict"]
+    try:
+        learner.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split()[:40])
-        raise InputError(f"{checkpoint} does not fit these data, net and algorithm: {reason} …") from error
-    except (OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise InputError(f"{checkpoint} is no whole checkpoint: {error}") from error
+        raise InputError(f"{path} does not fit these data, net and algorithm: {reason} …") from error
 
 
 def evaluate(trainer: Trainer, parts: Parts, steps: str) -> tuple[dict[str, Any], dict[str, Any], torch.Tensor]:

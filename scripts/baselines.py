@@ -61,6 +61,7 @@ def mean_ci(values: Tensor) -> str:
 
 def main(argv: list[str]) -> None:
     """Reads key=value arguments and prints one line for each baseline. Raises InputError for what cannot be."""
+    torch.set_num_threads(1)  # for tensors this small threads only wait for each other
     given = OmegaConf.from_dotlist([a for a in argv if not a.startswith("data=")])
     name = next((a.removeprefix("data=") for a in argv if a.startswith("data=")), "hyperplane")
     path = ROOT / "conf" / "data" / f"{name}.yaml"

@@ -15,7 +15,7 @@ FLOORS = [
     {"nets", "datasets"},
     {"adaptation", "tasks", "metrics", "plots"},
     {"learners", "datamodule", "callbacks", "tracking"},
-    {"reporting"},
+    {"reporting", "record"},
     {"config"},
     {"run"},
     {"evaluation", "practice"},

@@ -7,9 +7,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from innerloop.callbacks.progress import Progress
-from innerloop.config import load_config, remove_empty
+from innerloop.config import CONFIG, load_config, remove_empty
+from innerloop.record import recorded, write_json
 from innerloop.reporting import closing_table, draw_plots, write_episodes
-from innerloop.run import CONFIG, RESULTS, build, check, evaluate, load_weights, make_trainer, recorded, write_json
+from innerloop.run import RESULTS, build, check, evaluate, load_weights, make_trainer
 
 
 def evaluate_run(cfg: DictConfig) -> None:

@@ -1,18 +1,10 @@
 """From a configuration to a run directory: compose -> build -> fit -> test -> results.json."""
 
 import inspect
-import json
 import logging
-import os
-import pickle
-import platform
-import subprocess
-import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +32,7 @@ from innerloop.config import (
 from innerloop.datamodule import EpisodeDataModule
 from innerloop.errors import InputError, Stopped
 from innerloop.learners import MetaLearner
+from innerloop.record import environment, read_checkpoint, recorded, write_json
 from innerloop.reporting import closing_table, draw_plots, flatten, test_results, write_episodes
 from innerloop.tasks.base import Tasks
 from innerloop.tracking import MetricsFile, finish, log_final, wandb_logger
@@ -181,18 +174,6 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
     return validation[tasks.metric]["mean"]
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds. Raises InputError if it is missing or broken."""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=False)
-        assert {"state_dict", "global_step"} <= set(found)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no checkpoint {path}") from error
-    except (OSError, EOFError, RuntimeError, TypeError, AssertionError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} is no whole checkpoint: {str(error).splitlines()[:1]}") from error
-    return found
-
-
 def load_weights(learner: MetaLearner, path: Path) -> None:
     """Meta-parameters from a checkpoint. Raises InputError if it is missing, broken or of another learner."""
     weights = read_checkpoint(path)["state_dict"]
@@ -294,62 +275,7 @@ def write_record(cfg: DictConfig, run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)
     OmegaConf.save(HydraConfig.get().overrides.task, run_dir / "overrides.yaml")
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*command: str) -> str | None:
-        try:
-            return subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, check=True).stdout
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    packages = {d.name: d.version for d in distributions()}
-    environment = {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "git_commit": commit.strip() if commit else None,
-        "git_dirty": bool(changes) if changes is not None else None,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "packages": dict(sorted(packages.items())),
-    }
-    write_json(run_dir / "environment.json", environment)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes the file whole or not at all."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=1) + "\n")
-    draft.replace(path)
-
-
-@contextmanager
-def recorded(run_dir: Path) -> Iterator[None]:
-    """Sends innerloop's messages, and Lightning's warnings, to the terminal and to train.log."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(run_dir / "train.log")]
-    loggers = [logging.getLogger(name) for name in ("innerloop", "lightning.pytorch", "py.warnings")]
-    logging.captureWarnings(True)
-    for logger in loggers:
-        logger.propagate = False
-        logger.setLevel(logging.INFO if logger.name == "innerloop" else logging.WARNING)
-        for handler in handlers:
-            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-            logger.addHandler(handler)
-    try:
-        yield
-    except BaseException as error:
-        logging.getLogger("innerloop").debug("ended by %r", error)
-        with (run_dir / "train.log").open("a") as file:
-            print(f"{type(error).__name__}: {error}", file=file)
-        raise
-    finally:
-        logging.captureWarnings(False)
-        for logger in loggers:
-            for handler in handlers:
-                logger.removeHandler(handler)
-        handlers[1].close()
+    write_json(run_dir / "environment.json", environment())
 
 
 def _quiet() -> None:

@@ -1,0 +1,89 @@
+"""What a run directory records besides its configuration: the environment, the log, checkpoints that are whole."""
+
+import json
+import logging
+import os
+import pickle
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from innerloop.errors import InputError
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what the run was made: command, git commit, versions of all installed packages, machine."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*command: str) -> str | None:
+        try:
+            return subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    packages = {d.name: d.version for d in distributions()}
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git_commit": commit.strip() if commit else None,
+        "git_dirty": bool(changes) if changes is not None else None,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": dict(sorted(packages.items())),
+    }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes the file whole or not at all."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(content, indent=1) + "\n")
+    draft.replace(path)
+
+
+@contextmanager
+def recorded(run_dir: Path) -> Iterator[None]:
+    """Sends innerloop's messages, and Lightning's warnings, to the terminal and to train.log."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(run_dir / "train.log")]
+    loggers = [logging.getLogger(name) for name in ("innerloop", "lightning.pytorch", "py.warnings")]
+    logging.captureWarnings(True)
+    for logger in loggers:
+        logger.propagate = False
+        logger.setLevel(logging.INFO if logger.name == "innerloop" else logging.WARNING)
+        for handler in handlers:
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+            logger.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        logging.getLogger("innerloop").debug("ended by %r", error)
+        with (run_dir / "train.log").open("a") as file:
+            print(f"{type(error).__name__}: {error}", file=file)
+        raise
+    finally:
+        logging.captureWarnings(False)
+        for logger in loggers:
+            for handler in handlers:
+                logger.removeHandler(handler)
+        handlers[1].close()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds. Raises InputError if it is missing or broken."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=False)
+        assert {"state_dict", "global_step"} <= set(found)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no checkpoint {path}") from error
+    except (OSError, EOFError, RuntimeError, TypeError, AssertionError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} is no whole checkpoint: {str(error).splitlines()[:1]}") from error
+    return found

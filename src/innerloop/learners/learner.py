@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from innerloop.adaptation import Adaptation, Engine
 from innerloop.adaptation.engine import Outputs
-from innerloop.episodes import Episode, InputError, Loss, Metrics, apply, weights_of
+from innerloop.episodes import Episode, InputError, Loss, Metrics, Weights, apply, weights_of
 from innerloop.errors import DivergedError
 from innerloop.metrics import AdaptationCurve, summarize
 
@@ -111,17 +111,17 @@ class MetaLearner(LightningModule):
 
     def evaluate_episode(self, episode: Episode) -> Outputs:
         """Query metrics before any adaptation, and after 0, 1, …, K inner steps: each (1 + K + 1,)."""
-        theta = weights_of(self.net)
-        path = [theta, *self.adaptation.trajectory(self.net, theta, episode.support)]
-        points = [self.metrics(self.net, weights, episode.query) for weights in path]
+        points = [self.metrics(self.net, weights, episode.query) for weights in self._path(episode)]
         return {name: torch.stack([point[name] for point in points]) for name in points[0]}
 
     @torch.no_grad()
     def predict_episode(self, episode: Episode) -> list[Tensor]:
         """One task's net outputs on the query before adaptation and after 0, 1, …, K inner steps."""
+        return [apply(self.net, weights, episode.query.x) for weights in self._path(episode)]
+
+    def _path(self, episode: Episode) -> list[Weights]:
         theta = weights_of(self.net)
-        path = [theta, *self.adaptation.trajectory(self.net, theta, episode.support)]
-        return [apply(self.net, weights, episode.query.x) for weights in path]
+        return [theta, *self.adaptation.trajectory(self.net, theta, episode.support)]
 
     # The outer loop.
 

@@ -46,6 +46,12 @@ def apply(net: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return functional_call(net, dict(weights), (x,), strict=False)
 
 
+def features(net: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """What the net's body makes of x under the given weights: what its head reads. (n, feature_size)."""
+    body = {name.removeprefix("body."): w for name, w in weights.items() if name.startswith("body.")}
+    return apply(net.get_submodule("body"), body, x)
+
+
 def weights_of(net: nn.Module) -> Weights:
     """The net's own parameters by name: theta."""
     return dict(net.named_parameters())

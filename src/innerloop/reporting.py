@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from innerloop import plots
-from innerloop.adaptation import GradientSteps
+from innerloop.adaptation import GradientSteps, LatentSteps
 from innerloop.datamodule import EpisodeDataModule
 from innerloop.episodes import Episode
 from innerloop.learners import MetaLearner
@@ -89,7 +89,8 @@ def draw_plots(
     run_dir: Path, tasks: Tasks, learner: MetaLearner, data: EpisodeDataModule, test: Mapping[str, Any]
 ) -> dict[str, Figure]:
     """Saves plots/*.png and returns the figures by name; a learning curve where the directory has a metrics.csv."""
-    steps = [part.steps for part in learner.modules() if isinstance(part, GradientSteps)]
+    learner.eval()
+    steps = [part.steps for part in learner.modules() if isinstance(part, GradientSteps | LatentSteps)]
     trained = sum(steps) if steps else None
     curve = plots.adaptation_curve(test["by_step"], tasks.metric, test["unadapted"][tasks.metric], trained)
     figures = {"adaptation_curve": curve}

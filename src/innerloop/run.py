@@ -60,15 +60,22 @@ def build(cfg: DictConfig) -> Parts:
     seed_everything(plain["seed"], verbose=False)
     tasks = _make_tasks(data)
     net = _make(plain["net"], "net", input_shape=tasks.input_shape, output_size=tasks.output_size)
-    learner = _make(plain["algo"], "algo", net=net, loss=tasks.loss, metrics=tasks.metrics)
+    given = {"net": net, "loss": tasks.loss, "metrics": tasks.metrics}
+    drawn = tasks
+    if getattr(locate(plain["algo"]["_target_"], "algo._target_"), "pools", False):
+        drawn, given["training_outputs"] = tasks.pooled()
+    learner = _make(plain["algo"], "algo", **given)
     module = EpisodeDataModule(
-        tasks,
+        drawn,
         seed=plain["seed"],
         eval_seed=plain["test"]["seed"],
         val_episodes=plain["trainer"]["val_episodes"],
         test_episodes=plain["test"]["episodes"],
         **arguments(of_module, EpisodeDataModule, "data"),
     )
+    # What does not fit, such as prototypes of real targets, is found here, before anything is written.
+    with torch.no_grad():
+        learner.evaluate_episode(module.episode("validation", 0))
     return Parts(tasks, learner, module)
 
 

@@ -2,7 +2,23 @@
 
 from innerloop.adaptation.adaptation import Adaptation, Chain, Identity
 from innerloop.adaptation.engine import Engine
-from innerloop.adaptation.generate import Generate
+from innerloop.adaptation.generate import Generate, ZeroCode
 from innerloop.adaptation.gradient import GradientSteps
+from innerloop.adaptation.heads import PrototypeHead, RidgeHead, ZeroHead
+from innerloop.adaptation.latent import LatentSteps
+from innerloop.adaptation.per_step import PerStepNorms
 
-__all__ = ["Adaptation", "Chain", "Engine", "Generate", "GradientSteps", "Identity"]
+__all__ = [
+    "Adaptation",
+    "Chain",
+    "Engine",
+    "Generate",
+    "GradientSteps",
+    "Identity",
+    "LatentSteps",
+    "PerStepNorms",
+    "PrototypeHead",
+    "RidgeHead",
+    "ZeroCode",
+    "ZeroHead",
+]

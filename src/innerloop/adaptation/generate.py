@@ -1,11 +1,23 @@
 """The model-based learner's map: a hypernetwork reads the support set and writes the task's weights."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from innerloop.adaptation.adaptation import Adaptation
-from innerloop.episodes import Samples, Weights, apply
+from innerloop.episodes import Samples, Weights, features
 from innerloop.nets.generator import Generator
 from innerloop.nets.set_encoder import SetEncoder
+
+
+class ZeroCode(nn.Module):
+    """Reads nothing: the code of every support set is zero, for codes that are found by gradient steps alone."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.code_size = size
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.zeros(self.code_size, dtype=x.dtype, device=x.device)
 
 
 class Generate(Adaptation):
@@ -19,18 +31,28 @@ class Generate(Adaptation):
     """
 
     def __init__(
-        self, encoder: SetEncoder, generator: Generator, *, read_features: bool = False, residual: bool = True
+        self,
+        encoder: SetEncoder | ZeroCode,
+        generator: Generator,
+        *,
+        read_features: bool = False,
+        residual: bool = True,
     ) -> None:
         super().__init__()
         self.encoder, self.generator = encoder, generator
         self.read_features, self.residual = read_features, residual
 
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
-        x = support.x
-        if self.read_features:
-            body = {name.removeprefix("body."): w for name, w in weights.items() if name.startswith("body.")}
-            x = apply(net.get_submodule("body"), body, x)
-        written = self.generator(self.encoder(x, support.y))
+        return self.write(weights, self.code(net, weights, support))
+
+    def code(self, net: nn.Module, weights: Weights, support: Samples) -> Tensor:
+        """What the support set is read as: (code_size,), or one code a class, (classes, code_size)."""
+        x = features(net, weights, support.x) if self.read_features else support.x
+        return self.encoder(x, support.y)
+
+    def write(self, weights: Weights, code: Tensor) -> Weights:
+        """The task's weights from its code."""
+        written = self.generator(code)
         if self.residual:
             written = {name: weights[name] + value for name, value in written.items()}
         return {**weights, **written}

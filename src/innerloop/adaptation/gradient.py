@@ -9,7 +9,7 @@ from torch.func import grad
 from innerloop.adaptation.adaptation import Adaptation
 from innerloop.episodes import InputError, Loss, Samples, Weights
 
-LEARNED_RATES = ("parameter", "tensor")
+LEARNED_RATES = ("parameter", "tensor", "tensor_step")
 
 
 class GradientSteps(Adaptation):
@@ -18,8 +18,11 @@ class GradientSteps(Adaptation):
     loss: the support loss. steps: K in training, at least 0; eval_steps: K in evaluation (None: the same).
     inner_lr: the rate, or what learned rates start from.
     first_order: treat the inner gradient as a constant (FOMAML): cheaper, and another meta-gradient.
-    learn_lr: None, or learn one rate for each "parameter" (Meta-SGD, Li et al., 2017) or each weight "tensor";
-        needs `weights`, the weights to be adapted, for their names and shapes.
+    only: adapt the weights below this part of the net, and leave the others: "head" (ANIL, Raghu et al., 2020) or
+        "body" (BOIL, Oh et al., 2021); None: all.
+    learn_lr: None, or learn one rate for each "parameter" (Meta-SGD, Li et al., 2017), for each weight "tensor", or for
+        each tensor and step, "tensor_step" (MAML++, Antoniou et al., 2019; further steps of an evaluation take the last
+        one's); needs `weights`, the weights to be adapted, for their names and shapes.
     clip: clamp each entry of the inner gradient to [-clip, clip].
     """
 
@@ -31,6 +34,7 @@ class GradientSteps(Adaptation):
         *,
         eval_steps: int | None = None,
         first_order: bool = False,
+        only: str | None = None,
         learn_lr: str | None = None,
         weights: Mapping[str, Tensor] | None = None,
         clip: float | None = None,
@@ -45,41 +49,61 @@ class GradientSteps(Adaptation):
             raise InputError(f"inner_clip must be above zero, got {clip}")
         if learn_lr is not None and learn_lr not in LEARNED_RATES:
             raise InputError(f"unknown learn_lr {learn_lr!r}; choose one of null, {', '.join(LEARNED_RATES)}")
+        if only is not None and weights is not None and not any(name.startswith(f"{only}.") for name in weights):
+            raise InputError(f"only={only}: this net has no such part, only {', '.join(weights)}")
         self.loss, self.steps, self.eval_steps = loss, steps, eval_steps
-        self.inner_lr, self.first_order, self.clip = inner_lr, first_order, clip
+        self.inner_lr, self.first_order, self.only, self.clip = inner_lr, first_order, only, clip
         self.rates: nn.ParameterDict | None = None
         if learn_lr is not None:
             if weights is None:
                 raise InputError("learned inner rates need the weights that they belong to")
+            if learn_lr == "tensor_step" and steps < 1:
+                raise InputError("learn_lr=tensor_step needs at least one inner step in training")
             # A module's parameter names may not contain dots.
             self.rates = nn.ParameterDict(
                 {
                     name.replace(".", "/"): torch.full(
-                        w.shape if learn_lr == "parameter" else (), inner_lr, dtype=w.dtype, device=w.device
+                        {"parameter": w.shape, "tensor": (), "tensor_step": (steps,)}[learn_lr],
+                        inner_lr,
+                        dtype=w.dtype,
+                        device=w.device,
                     )
-                    for name, w in weights.items()
+                    for name, w in self._moved(weights).items()
                 }
             )
+        self.rates_by_step = learn_lr == "tensor_step"
 
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
-        for _ in range(self.steps):
-            weights = self.step(net, weights, support)
-        return weights
+        return self.path(net, weights, support, self.steps)[-1]
 
     def trajectory(self, net: nn.Module, weights: Weights, support: Samples) -> list[Weights]:
-        path = [weights]
-        for _ in range(self.eval_steps):
-            path.append(self.step(net, path[-1], support))
+        return self.path(net, weights, support, self.eval_steps)
+
+    def path(self, net: nn.Module, weights: Weights, support: Samples, steps: int) -> list[Weights]:
+        """The weights after 0, 1, …, `steps` inner steps."""
+        path, start = [weights], weights
+        for k in range(steps):
+            path.append(self.step(net, path[-1], support, k, start))
         return path
 
-    def step(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
-        """One inner step."""
-        at = {name: w.detach() for name, w in weights.items()} if self.first_order else weights
-        gradient = grad(lambda w: self.loss(net, w, support))(at)
-        return {name: w - self._rate(name) * self._shape(gradient[name]) for name, w in weights.items()}
+    def objective(self, net: nn.Module, weights: Weights, support: Samples, k: int, start: Weights) -> Tensor:
+        """What inner step k descends: the support loss."""
+        return self.loss(net, weights, support)
 
-    def _rate(self, name: str) -> float | Tensor:
-        return self.inner_lr if self.rates is None else self.rates[name.replace(".", "/")]
+    def step(self, net: nn.Module, weights: Weights, support: Samples, k: int, start: Weights) -> Weights:
+        """Inner step k, counted from 0, on the way that began at `start`."""
+        at = {name: w.detach() for name, w in weights.items()} if self.first_order else weights
+        gradient = grad(lambda w: self.objective(net, at | w, support, k, start))(self._moved(at))
+        return weights | {n: weights[n] - self._rate(n, k) * self._shape(g) for n, g in gradient.items()}
+
+    def _moved(self, weights: Mapping[str, Tensor]) -> Weights:
+        return {name: w for name, w in weights.items() if self.only is None or name.startswith(f"{self.only}.")}
+
+    def _rate(self, name: str, k: int) -> float | Tensor:
+        if self.rates is None:
+            return self.inner_lr
+        rate = self.rates[name.replace(".", "/")]
+        return rate[min(k, len(rate) - 1)] if self.rates_by_step else rate
 
     def _shape(self, gradient: Tensor) -> Tensor:
         if self.first_order:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from innerloop.adaptation import Adaptation, Generate
+from innerloop.adaptation import Adaptation, Chain, Generate
 from innerloop.adaptation.engine import Outputs
 from innerloop.episodes import Episode, InputError, Loss, Metrics, weights_of
 from innerloop.learners.learner import MetaLearner, Phase
@@ -14,6 +14,11 @@ from innerloop.nets import Generator, SetEncoder
 WRITES = ("auto", "all", "head", "film", "head+film")
 ENCODERS = ("deepsets", "attention")
 UPDATES = ("joint", "alternating")
+
+
+def convolutional(net: nn.Module) -> bool:
+    """Whether the net has convolutions."""
+    return any(isinstance(m, nn.modules.conv._ConvNd) for m in net.modules())
 
 
 def task_relation_model(
@@ -36,7 +41,7 @@ def task_relation_model(
         if name not in choices:
             raise InputError(f"unknown {kind} {name!r}; choose one of {', '.join(choices)}")
     if writes == "auto":
-        writes = "head+film" if any(isinstance(m, nn.modules.conv._ConvNd) for m in net.modules()) else "all"
+        writes = "head+film" if convolutional(net) else "all"
     theta = weights_of(net)
     parts = {"all": ("",), "head": ("head.",), "film": (".norm.",), "head+film": ("head.", ".norm.")}[writes]
     shapes = {name: w.shape for name, w in theta.items() if any(part in name for part in parts)}
@@ -68,7 +73,7 @@ class TwoPart(MetaLearner):
         net: nn.Module,
         loss: Loss,
         adaptation: Adaptation,
-        generate: Generate,
+        generate: Adaptation,
         metrics: Metrics | None = None,
         *,
         update: str = "joint",
@@ -127,4 +132,28 @@ class HyperNet(TwoPart):
         **outer: Any,
     ) -> None:
         generate = task_relation_model(net, encoder, width, writes, chunk_size, init)
+        super().__init__(net, loss, generate, generate, metrics, **outer)
+
+
+class CNAPs(TwoPart):
+    """Conditional neural adaptive processes (Requeima et al., 2019): first the body, then a head for its new features.
+
+    The composition of two generators: one modulates the scale and shift of the body's norms, the next reads the
+    features of the body so modulated and writes the head, row by row. Unlike the paper's, the body is trained along.
+
+    encoder, width: see `task_relation_model`. The rest: see `TwoPart`.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss: Loss,
+        metrics: Metrics | None = None,
+        *,
+        encoder: str = "deepsets",
+        width: int = 64,
+        **outer: Any,
+    ) -> None:
+        body, head = (task_relation_model(net, encoder, width, writes) for writes in ("film", "head"))
+        generate = Chain(body, head)
         super().__init__(net, loss, generate, generate, metrics, **outer)

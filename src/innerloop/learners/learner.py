@@ -17,6 +17,7 @@ from innerloop.adaptation.engine import Outputs
 from innerloop.episodes import Episode, InputError, Loss, Metrics, Weights, apply, weights_of
 from innerloop.errors import DivergedError
 from innerloop.metrics import AdaptationCurve, summarize
+from innerloop.nets.norm import BatchNorm, with_statistics_of
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -41,6 +42,8 @@ class MetaLearner(LightningModule):
         trainer's max_steps). outer_clip: bound on the norm of the meta-gradient, or None.
     accumulate: meta-batches an outer update is averaged over.
     engine, chunk: how the tasks of a meta-batch are run, see `Engine`.
+    transductive: where the net has batch norms, whether a query's prediction uses the statistics of all queries of its
+        task; if not, those of the support set, in training and evaluation alike.
 
     Optimization is manual: `training_step` asks the engine for the meta-gradient and hands it to Lightning in one
     backward pass, so that precision plug-ins, DDP and clipping act as they do elsewhere. One outer update counts as
@@ -62,6 +65,7 @@ class MetaLearner(LightningModule):
         accumulate: int = 1,
         engine: str = "auto",
         chunk: int | None = None,
+        transductive: bool = True,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -85,6 +89,7 @@ class MetaLearner(LightningModule):
         self.outer_lr, self.optimizer, self.weight_decay = outer_lr, optimizer, weight_decay
         self.schedule, self.outer_clip, self.accumulate = schedule, outer_clip, accumulate
         self.engine = Engine(engine, [net, adaptation], chunk)
+        self.transductive = transductive or not any(isinstance(m, BatchNorm) for m in net.modules())
         self.curve = AdaptationCurve()
         self.last_curve: Mapping[str, list[dict[str, float]]] = {}
 
@@ -103,25 +108,38 @@ class MetaLearner(LightningModule):
     def query_objective(self, episode: Episode) -> tuple[Tensor, Outputs]:
         """The query loss under the adapted weights."""
         weights = self.adaptation(self.net, weights_of(self.net), episode.support)
-        reported: Outputs = {}
-        if self._reporting:
-            with torch.no_grad():
-                reported = self.metrics(self.net, weights, episode.query)
-        return self.loss(self.net, weights, episode.query), reported
+        return self.query_loss(weights, episode), self.report_on(weights, episode)
+
+    def query_loss(self, weights: Weights, episode: Episode) -> Tensor:
+        """The loss on the query under given weights."""
+        return self.loss(self.query_net(episode), weights, episode.query)
+
+    def query_net(self, episode: Episode, step: int | None = None) -> nn.Module:
+        """The net as queries see it: its batch norms read the queries themselves or, not transductive, the support.
+
+        step: the number of inner steps that the query is judged after; None: all of training.
+        """
+        return self.net if self.transductive else with_statistics_of(self.net, episode.support.x)
+
+    @torch.no_grad()
+    def report_on(self, weights: Weights, episode: Episode) -> Outputs:
+        """The query metrics under given weights, in the steps that are logged."""
+        return self.metrics(self.query_net(episode), weights, episode.query) if self._reporting else {}
 
     def evaluate_episode(self, episode: Episode) -> Outputs:
         """Query metrics before any adaptation, and after 0, 1, …, K inner steps: each (1 + K + 1,)."""
-        points = [self.metrics(self.net, weights, episode.query) for weights in self._path(episode)]
+        points = [self.metrics(net, weights, episode.query) for net, weights in self._path(episode)]
         return {name: torch.stack([point[name] for point in points]) for name in points[0]}
 
     @torch.no_grad()
     def predict_episode(self, episode: Episode) -> list[Tensor]:
         """One task's net outputs on the query before adaptation and after 0, 1, …, K inner steps."""
-        return [apply(self.net, weights, episode.query.x) for weights in self._path(episode)]
+        return [apply(net, weights, episode.query.x) for net, weights in self._path(episode)]
 
-    def _path(self, episode: Episode) -> list[Weights]:
+    def _path(self, episode: Episode) -> list[tuple[nn.Module, Weights]]:
         theta = weights_of(self.net)
-        return [theta, *self.adaptation.trajectory(self.net, theta, episode.support)]
+        path = self.adaptation.trajectory(self.net, theta, episode.support)
+        return [(self.query_net(episode, max(k - 1, 0)), w) for k, w in enumerate([theta, *path])]
 
     # The outer loop.
 
@@ -242,6 +260,15 @@ class MetaLearner(LightningModule):
         self.log_dict(
             {f"{stage}/{name}": column[-1]["mean"] for name, column in self.last_curve.items()}, sync_dist=True
         )
+
+
+def with_gradient(value: Tensor, weights: Weights, gradient: Weights) -> Tensor:
+    """The value of one task, with this gradient in the weights, for learners whose outer gradient is no derivative.
+
+    Plain arithmetic, value + <w, g> - stopgrad(<w, g>), so every engine differentiates it.
+    """
+    inner = torch.stack([(weights[name] * g.detach()).sum() for name, g in gradient.items()]).sum()
+    return value.detach() + inner - inner.detach()
 
 
 class GivenGradient(torch.autograd.Function):

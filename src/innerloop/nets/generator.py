@@ -18,6 +18,7 @@ class Generator(nn.Module):
     chunk_size: write the other weights in chunks of this many numbers by one shared small net that is told which chunk
         (von Oswald et al., 2020), so that its size does not grow with the target's. None: one linear map.
     init="zero": the output starts at exactly zero, for a residual on theta.
+    init="linear": a linear layer's usual start without a bias, so that the zero code writes zeros and others do not.
     init="hyperfan_in": the output starts with the variance that keeps the target net's activations even (Chang et al.,
         2020, ReLU case, code entries of unit variance), for weights that replace theta.
     """
@@ -33,8 +34,8 @@ class Generator(nn.Module):
         super().__init__()
         if not shapes:
             raise InputError("the generator has no weights to write")
-        if init not in ("zero", "hyperfan_in"):
-            raise InputError(f"unknown generator init {init!r}; choose one of zero, hyperfan_in")
+        if init not in ("zero", "linear", "hyperfan_in"):
+            raise InputError(f"unknown generator init {init!r}; choose one of zero, linear, hyperfan_in")
         if chunk_size is not None and (chunk_size < 1 or init != "zero"):
             raise InputError(f"chunk_size must be above zero and needs init=zero, got {chunk_size} with init={init}")
         self.by_class = classes is not None
@@ -63,8 +64,9 @@ class Generator(nn.Module):
     def _linear(code_size: int, shapes: Mapping[str, Size], init: str, per_row: bool) -> nn.Linear:
         sizes = [prod(s[1:]) if per_row else prod(s) for s in shapes.values()]
         linear = nn.Linear(code_size, sum(sizes))
-        nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
+        if init != "linear":
+            nn.init.zeros_(linear.weight)
         if init == "hyperfan_in":
             with torch.no_grad():
                 blocks = linear.weight.split(sizes), linear.bias.split(sizes)

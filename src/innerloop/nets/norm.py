@@ -5,7 +5,8 @@ second-order gradients without a word (torch 2.13). A batch norm composed of ele
 `F.group_norm`; layer norm is a group norm of one group.
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -13,7 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Moments = tuple[Tensor, Tensor]
+Source = Callable[[nn.Module, Tensor], Moments]
+"""(a batch norm, its input) -> the mean and variance of each channel that it is to use."""
+
 _fused: ContextVar[bool] = ContextVar("_fused", default=False)
+_source: ContextVar[Source | None] = ContextVar("_source", default=None)
 
 
 @contextmanager
@@ -26,11 +32,61 @@ def fused_norms() -> Iterator[None]:
         _fused.reset(token)
 
 
+@contextmanager
+def statistics_from(source: Source) -> Iterator[None]:
+    """Inside, batch norms take their mean and variance from `source` instead of from the batch at hand."""
+    token = _source.set(source)
+    try:
+        yield
+    finally:
+        _source.reset(token)
+
+
+def moments(x: Tensor) -> Moments:
+    """Mean and biased variance of each channel. x: (n, channels, *positions) -> (channels,) twice."""
+    dims = [0, *range(2, x.ndim)]
+    mean = x.mean(dims)
+    return mean, (x - mean.view(_per_channel(x))).square().mean(dims)
+
+
+def with_statistics_from(net: nn.Module, source: Source) -> nn.Module:
+    """The same net, whose batch norms always take their statistics from `source`; its weights are no copies."""
+
+    def forward(x: Tensor) -> Tensor:
+        with statistics_from(source):
+            return net.forward(x)
+
+    return _with_forward(net, forward)
+
+
+def with_statistics_of(net: nn.Module, reference: Tensor) -> nn.Module:
+    """The same net, whose batch norms use the statistics of `reference` whatever they are applied to.
+
+    reference: (m, *features), such as a support set. So the prediction for one x depends on no other x
+    ("non-transductive"). Its weights are no copies.
+    """
+    m = len(reference)
+
+    def forward(x: Tensor) -> Tensor:
+        with statistics_from(lambda norm, features: moments(features[:m])):
+            return net.forward(torch.cat([reference, x]))[m:]
+
+    return _with_forward(net, forward)
+
+
+def _with_forward(net: nn.Module, forward: Callable[[Tensor], Tensor]) -> nn.Module:
+    # A shallow copy shares the registries of parameters and submodules, so that functional_call sees the same names.
+    view = copy.copy(net)
+    object.__setattr__(view, "forward", forward)
+    return view
+
+
 class BatchNorm(nn.Module):
     """Batch norm by the statistics of the batch at hand, in training and evaluation alike (Finn et al., 2017).
 
     It keeps no running statistics, so nothing leaks from one task into another and no buffer changes in evaluation;
-    in exchange the prediction for a query depends on the other queries of its task ("transductive").
+    in exchange the prediction for a query depends on the other queries of its task ("transductive"), unless
+    `with_statistics_of` or `statistics_from` say otherwise.
     x: (n, channels, *positions).
     """
 
@@ -41,14 +97,16 @@ class BatchNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if _fused.get():
+        source = _source.get()
+        if source is None and _fused.get():
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        dims = [0, *range(2, x.ndim)]
-        per_channel = (1, -1) + (1,) * (x.ndim - 2)
-        centred = x - x.mean(dims, keepdim=True)
-        variance = centred.square().mean(dims, keepdim=True)
-        scale = (variance + self.eps).rsqrt() * self.weight.view(per_channel)
-        return centred * scale + self.bias.view(per_channel)
+        mean, variance = moments(x) if source is None else source(self, x)
+        scale = (variance + self.eps).rsqrt() * self.weight
+        return (x - mean.view(_per_channel(x))) * scale.view(_per_channel(x)) + self.bias.view(_per_channel(x))
+
+
+def _per_channel(x: Tensor) -> tuple[int, ...]:
+    return (1, -1) + (1,) * (x.ndim - 2)
 
 
 class GroupNorm(nn.GroupNorm):

@@ -28,6 +28,13 @@ class Tasks(ABC):
     def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> Episode:
         """A meta-batch with one episode for each random stream, each a function of its own stream alone."""
 
+    def pooled(self) -> "tuple[Tasks, int | None]":
+        """The family for ordinary supervised training on all tasks at once, and the outputs that needs.
+
+        Training labels then mean the same in every task; None: they do so already, and the net's own outputs fit.
+        """
+        return self, None
+
     @abstractmethod
     def loss(self, net: nn.Module, weights: Weights, samples: Samples) -> Tensor:
         """The scalar that a task's weights are fitted by, differentiable in `weights`."""

@@ -1,5 +1,6 @@
 """N-way k-shot classification over any labelled images."""
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,20 +47,28 @@ class FewShotImages(Classification):
             self._check(split)
         self.input_shape = tuple(dataset.images.shape[1:])
         self.output_size = ways
+        self._pooled = False
+
+    def pooled(self) -> "tuple[FewShotImages, int | None]":
+        """The same tasks, training labels the classes of the whole training split (with rotations, four of each)."""
+        other = copy.copy(self)
+        other._pooled = True
+        return other, len(self.dataset.splits["train"]) * (4 if self.rotations else 1)
 
     def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> Episode:
         """A meta-batch: x (tasks, n, C, H, W) float32 in [0, 1] and y (tasks, n) int64, n = ways * images a class."""
-        indices, turns = map(np.stack, zip(*(self._choose(split, rng) for rng in rngs), strict=True))
+        indices, turns, labels = map(np.stack, zip(*(self._choose(split, rng) for rng in rngs), strict=True))
         # numpy, not torch: a worker's or the loop's own threads would wait for each other over these few bytes.
         images = self.dataset.images.numpy().take(indices, axis=0)  # (tasks, ways, shots + queries, C, H, W)
         for turn in (1, 2, 3):
             chosen = turns == turn
             if chosen.any():
                 images[chosen] = np.rot90(images[chosen], turn, (-2, -1))
-        return Episode(self._samples(images[:, :, : self.shots]), self._samples(images[:, :, self.shots :]))
+        support, query = images[:, :, : self.shots], images[:, :, self.shots :]
+        return Episode(self._samples(support, labels), self._samples(query, labels))
 
-    def _choose(self, split: Split, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """(ways, shots + queries) indices into the images, distinct, and (ways,) quarter turns."""
+    def _choose(self, split: Split, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(ways, shots + queries) indices into the images, distinct, and (ways,) quarter turns and labels."""
         classes, data = self.dataset.splits[split], self.dataset
         angles = 4 if self.rotations and split == "train" else 1
         drawn = rng.choice(angles * len(classes), self.ways, replace=False)
@@ -69,12 +78,13 @@ class FewShotImages(Classification):
         keys = rng.random((self.ways, counts.max()))
         keys[np.arange(counts.max()) >= counts[:, None]] = np.inf
         members = keys.argsort(axis=1)[:, : self.shots + self.queries[split]]
-        return data.first[ids, None] + members, turns
+        labels = drawn if self._pooled and split == "train" else np.arange(self.ways)
+        return data.first[ids, None] + members, turns, labels
 
-    def _samples(self, images: np.ndarray) -> Samples:
+    def _samples(self, images: np.ndarray, labels: np.ndarray) -> Samples:
         tasks, ways, n = images.shape[:3]
         x = np.divide(images, 255, dtype=np.float32).reshape(tasks, ways * n, *images.shape[3:])
-        return Samples(torch.from_numpy(x), torch.arange(ways).repeat_interleave(n).repeat(tasks, 1))
+        return Samples(torch.from_numpy(x), torch.from_numpy(labels.repeat(n, axis=1)))
 
     def _check(self, split: Split) -> None:
         ids = self.dataset.splits[split]

@@ -1,0 +1,60 @@
+"""Gradient steps on what the hypernetwork's generator reads, instead of on the weights that it writes."""
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad
+
+from innerloop.adaptation.adaptation import Adaptation
+from innerloop.adaptation.generate import Generate
+from innerloop.episodes import InputError, Loss, Samples, Weights
+
+
+class LatentSteps(Adaptation):
+    """z <- z - rate * grad_z L^S(theta + g(z; phi)), K times; then w = theta + g(z_K; phi).
+
+    The code z starts from what the encoder makes of the support set (LEO, Rusu et al., 2019, without its sampling), or
+    from zero (CAVIA, Zintgraf et al., 2019, whose context parameters z is; see `ZeroCode`).
+
+    generate: encodes and writes. loss, steps, inner_lr, eval_steps, first_order: as in `GradientSteps`.
+    learn_lr: learn the rate, one number, starting at inner_lr.
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        generate: Generate,
+        steps: int,
+        inner_lr: float,
+        *,
+        eval_steps: int | None = None,
+        first_order: bool = False,
+        learn_lr: bool = False,
+    ) -> None:
+        super().__init__()
+        eval_steps = steps if eval_steps is None else eval_steps
+        if steps < 0 or eval_steps < 0:
+            raise InputError(f"inner_steps and eval_inner_steps must not be negative, got {steps} and {eval_steps}")
+        if not inner_lr > 0:
+            raise InputError(f"inner_lr must be above zero, got {inner_lr}")
+        self.loss, self.generate, self.first_order = loss, generate, first_order
+        self.steps, self.eval_steps = steps, eval_steps
+        self.rate: Tensor | float = nn.Parameter(torch.tensor(inner_lr)) if learn_lr else inner_lr
+
+    def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
+        return self.path(net, weights, support, self.steps)[-1]
+
+    def trajectory(self, net: nn.Module, weights: Weights, support: Samples) -> list[Weights]:
+        return self.path(net, weights, support, self.eval_steps)
+
+    def path(self, net: nn.Module, weights: Weights, support: Samples, steps: int) -> list[Weights]:
+        """The weights after 0, 1, …, `steps` steps of the code."""
+        codes = [self.generate.code(net, weights, support)]
+
+        def objective(code: Tensor) -> Tensor:
+            return self.loss(net, self.generate.write(weights, code), support)
+
+        for _ in range(steps):
+            code = codes[-1]
+            gradient = grad(objective)(code.detach() if self.first_order else code)
+            codes.append(code - self.rate * (gradient.detach() if self.first_order else gradient))
+        return [self.generate.write(weights, code) for code in codes]

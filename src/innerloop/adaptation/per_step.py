@@ -1,0 +1,111 @@
+"""What MAML++ gives each inner step of its own: the weights of the net's norms, and running statistics for them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from innerloop.adaptation.gradient import GradientSteps
+from innerloop.episodes import Samples, Weights, apply
+from innerloop.nets.norm import BatchNorm, Moments, moments, statistics_from
+
+
+class PerStepNorms(GradientSteps):
+    """Inner steps with batch-norm weights and statistics per step (MAML++, Antoniou et al., 2019, section 4).
+
+    Step k, counted from 0, evaluates the support loss with the norm weights w + d_k, where d_k is learned in the outer
+    loop and starts at zero; the query is judged after K steps with w + d_K. So zero offsets are plain `GradientSteps`.
+    Further steps of an evaluation take the last offsets. Both parts are off until they are asked for.
+    """
+
+    offsets: nn.ParameterDict | None = None
+    running: nn.Module | None = None
+
+    def learn_norms(self, weights: Mapping[str, Tensor]) -> None:
+        """Adds the learned offsets (steps + 1, channels) of the norm weights among `weights`."""
+        self.offsets = nn.ParameterDict(
+            {
+                name.replace(".", "/"): torch.zeros(self.steps + 1, *w.shape, dtype=w.dtype, device=w.device)
+                for name, w in weights.items()
+                if ".norm" in name
+            }
+        )
+
+    def keep_statistics(self, net: nn.Module) -> None:
+        """Adds running means and variances (steps + 1, channels) for every batch norm of the net."""
+        self.running = nn.Module()
+        for name, norm in batch_norms(net).items():
+            shape = (self.steps + 1, len(norm.weight))
+            self.running.register_buffer(_key("mean", name), norm.weight.new_zeros(shape))
+            self.running.register_buffer(_key("variance", name), norm.weight.new_ones(shape))
+
+    def path(self, net: nn.Module, weights: Weights, support: Samples, steps: int) -> list[Weights]:
+        return [self._view(w, k) for k, w in enumerate(super().path(net, weights, support, steps))]
+
+    def objective(self, net: nn.Module, weights: Weights, support: Samples, k: int, start: Weights) -> Tensor:
+        weights = self._view(weights, k)
+        if self.running is None or self.training:
+            return super().objective(net, weights, support, k, start)
+        with statistics_from(self.running_at(net, k)):
+            return super().objective(net, weights, support, k, start)
+
+    def running_at(self, net: nn.Module, k: int) -> "_Running":
+        """The running statistics of step k, for `statistics_from`."""
+        assert self.running is not None
+        return _Running(net, self.running, min(k, self.steps))
+
+    def observe(self, net: nn.Module, weights: Weights, support: Samples, query: Samples) -> dict[str, Tensor]:
+        """One task's batch statistics at each step, the query's after the last one, by the names of the buffers."""
+        norms = batch_norms(net)
+        rows: dict[str, list[Tensor]] = {}
+        for k, w in enumerate(self.path(net, weights, support, self.steps)):
+            seen: dict[nn.Module, Moments] = {}
+
+            def note(norm: nn.Module, x: Tensor, seen: dict[nn.Module, Moments] = seen) -> Moments:
+                seen[norm] = moments(x)
+                return seen[norm]
+
+            with statistics_from(note):
+                apply(net, w, (support if k < self.steps else query).x)
+            for name, norm in norms.items():
+                for what, value in zip(("mean", "variance"), seen[norm], strict=True):
+                    rows.setdefault(_key(what, name), []).append(value)
+        return {name: torch.stack(values) for name, values in rows.items()}
+
+    @torch.no_grad()
+    def keep(self, observed: Mapping[str, Tensor], momentum: float = 0.1) -> None:
+        """Moves the running statistics towards observed ones (steps + 1, channels), by `momentum` of the way."""
+        assert self.running is not None
+        for name, value in observed.items():
+            self.running.get_buffer(name).lerp_(value, momentum)
+
+    def _view(self, weights: Weights, k: int) -> Weights:
+        if self.offsets is None:
+            return weights
+        at = min(k, self.steps)
+        return {
+            n: w + self.offsets[key][at] if (key := n.replace(".", "/")) in self.offsets else w
+            for n, w in weights.items()
+        }
+
+
+class _Running:
+    """Hands each batch norm its running statistics of one step."""
+
+    def __init__(self, net: nn.Module, running: nn.Module, k: int) -> None:
+        self.names: dict[nn.Module, str] = {norm: name for name, norm in batch_norms(net).items()}
+        self.running, self.k = running, k
+
+    def __call__(self, norm: nn.Module, x: Tensor) -> Moments:
+        name = self.names[norm]
+        mean, variance = (self.running.get_buffer(_key(what, name))[self.k] for what in ("mean", "variance"))
+        return mean, variance
+
+
+def batch_norms(net: nn.Module) -> dict[str, BatchNorm]:
+    """The net's batch norms by name."""
+    return {name: module for name, module in net.named_modules() if isinstance(module, BatchNorm)}
+
+
+def _key(what: str, name: str) -> str:
+    return f"{what}/{name.replace('.', '/')}"

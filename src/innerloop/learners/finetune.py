@@ -1,0 +1,73 @@
+"""The baseline without which no table is honest: ordinary training on all tasks at once, then fine-tuning."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from innerloop.adaptation import Adaptation, Chain, GradientSteps, PrototypeHead, ZeroHead
+from innerloop.adaptation.engine import Outputs
+from innerloop.episodes import Episode, InputError, Loss, Metrics, Samples, weights_of
+from innerloop.learners.learner import MetaLearner
+
+HEADS = ("auto", "trained", "zero", "prototypes")
+
+
+class FineTune(MetaLearner):
+    """Supervised training on the pooled samples of all training tasks, no inner loop; in evaluation, gradient steps.
+
+    The baseline of Chen et al. (2019). A meta-batch is one batch of samples, support and query alike.
+
+    training_outputs: if training labels are classes of their own, which mean the same in every task, their number: a
+        classifier over them is trained on the net's features and dropped in evaluation. None: the net's head is.
+    head: where the evaluation's head starts: "trained", as it is; "zero"; "prototypes", so that 0 steps are the nearest
+        class mean; "auto": as trained where the net's own was, else prototypes.
+    only: fine-tune just the "head", or None: the whole net. inner_lr, eval_inner_steps, inner_clip: see
+    `GradientSteps`. The rest: see `MetaLearner`.
+    """
+
+    pools: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss: Loss,
+        metrics: Metrics | None = None,
+        *,
+        training_outputs: int | None = None,
+        head: str = "auto",
+        only: str | None = None,
+        inner_lr: float = 0.01,
+        eval_inner_steps: int = 10,
+        inner_clip: float | None = None,
+        **outer: Any,
+    ) -> None:
+        if head not in HEADS:
+            raise InputError(f"unknown head {head!r}; choose one of {', '.join(HEADS)}")
+        if head == "auto":
+            head = "trained" if training_outputs is None else "prototypes"
+        theta = weights_of(net)
+        steps = GradientSteps(loss, 0, inner_lr, eval_steps=eval_inner_steps, only=only, weights=theta, clip=inner_clip)
+        starts: dict[str, list[Adaptation]] = {"trained": [], "zero": [ZeroHead()], "prototypes": [PrototypeHead()]}
+        super().__init__(net, loss, Chain(*starts[head], steps), metrics, **outer)
+        self.classifier: nn.Linear | None = None
+        if training_outputs is not None:
+            self.classifier = nn.Linear(net.feature_size, training_outputs)  # type: ignore[arg-type]
+
+    def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
+        parts = [(part.x.flatten(0, 1), part.y.flatten(0, 1)) for part in batch]
+        whole = Samples(*(torch.cat(values)[None] for values in zip(*parts, strict=True)))
+        return super().training_step(Episode(whole, whole), batch_idx)
+
+    def query_objective(self, episode: Episode) -> tuple[Tensor, Outputs]:
+        weights = weights_of(self.net)
+        if self.classifier is not None:
+            weights |= {f"head.{name}": w for name, w in self.classifier.named_parameters()}
+        return self.loss(self.net, weights, episode.query), self.report_on(weights, episode)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        # Evaluated on other data, whose training classes are others and play no part.
+        if self.classifier is not None and (trained := state_dict.get("classifier.weight")) is not None:
+            self.classifier = nn.Linear(trained.shape[1], trained.shape[0])
+        return super().load_state_dict(state_dict, *args, **kwargs)

@@ -1,0 +1,98 @@
+"""MAML with implicit gradients: the meta-gradient at a regularised optimum, whatever path led there."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, grad_and_value
+
+from innerloop.adaptation import GradientSteps
+from innerloop.adaptation.engine import Outputs
+from innerloop.episodes import Episode, InputError, Loss, Metrics, Samples, Weights, weights_of
+from innerloop.learners.learner import MetaLearner, with_gradient
+
+
+class ProximalSteps(GradientSteps):
+    """Inner steps on L^S(w) + proximal / 2 |w - theta|^2, theta the weights that they start from."""
+
+    proximal: float = 0.0
+
+    def objective(self, net: nn.Module, weights: Weights, support: Samples, k: int, start: Weights) -> Tensor:
+        distance = torch.stack([(w - start[name]).square().sum() for name, w in weights.items()]).sum()
+        return self.loss(net, weights, support) + 0.5 * self.proximal * distance
+
+
+class IMAML(MetaLearner):
+    """Implicit MAML (Rajeswaran et al., 2019, algorithms 1 and 2).
+
+    The inner loop descends L^S(w) + proximal / 2 |w - theta|^2 from theta to w*, no graph kept; at the optimum
+    dw*/dtheta = (I + H / proximal)^-1 with H the Hessian of L^S at w*, so the meta-gradient is the v that solves
+    (I + H / proximal) v = grad L^Q(w*), found by conjugate gradient. Memory does not grow with the inner steps.
+
+    proximal: the paper's lambda. cg_steps: iterations of conjugate gradient, each one Hessian-vector product.
+    inner_lr, inner_steps, eval_inner_steps, inner_clip: see `GradientSteps`. The rest: see `MetaLearner`.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss: Loss,
+        metrics: Metrics | None = None,
+        *,
+        inner_lr: float = 0.01,
+        inner_steps: int = 16,
+        eval_inner_steps: int | None = None,
+        inner_clip: float | None = None,
+        proximal: float = 2.0,
+        cg_steps: int = 5,
+        **outer: Any,
+    ) -> None:
+        if not proximal > 0:
+            raise InputError(f"proximal must be above zero, got {proximal}")
+        if cg_steps < 1:
+            raise InputError(f"cg_steps must be above zero, got {cg_steps}")
+        steps = ProximalSteps(loss, inner_steps, inner_lr, eval_steps=eval_inner_steps, clip=inner_clip)
+        steps.proximal = proximal
+        super().__init__(net, loss, steps, metrics, **outer)
+        self.proximal, self.cg_steps = proximal, cg_steps
+
+    def query_objective(self, episode: Episode) -> tuple[Tensor, Outputs]:
+        theta = weights_of(self.net)
+        with torch.no_grad():
+            weights = self.adaptation(self.net, theta, episode.support)
+            slope, value = grad_and_value(lambda w: self.query_loss(w, episode))(weights)
+            slope_of_support = grad(lambda w: self.loss(self.net, w, episode.support))
+
+            def system(v: Weights) -> Weights:
+                inner = grad(lambda w: _dot(slope_of_support(w), v))(weights)
+                return {name: v[name] + h / self.proximal for name, h in inner.items()}
+
+            solution = conjugate_gradient(system, slope, self.cg_steps)
+        return with_gradient(value, theta, solution), self.report_on(weights, episode)
+
+
+def conjugate_gradient(system: Any, target: Weights, steps: int) -> Weights:
+    """The x of system(x) = target after `steps` iterations from zero, for a symmetric positive definite map of weights.
+
+    No step depends on the data but through arithmetic, so it runs under vmap; once solved it stays where it is.
+    """
+    x = {name: torch.zeros_like(b) for name, b in target.items()}
+    residual = direction = target
+    size = _dot(residual, residual)
+    for _ in range(steps):
+        mapped = system(direction)
+        rate = _ratio(size, _dot(direction, mapped))
+        x = {name: x[name] + rate * d for name, d in direction.items()}
+        residual = {name: r - rate * mapped[name] for name, r in residual.items()}
+        before, size = size, _dot(residual, residual)
+        factor = _ratio(size, before)
+        direction = {name: r + factor * direction[name] for name, r in residual.items()}
+    return x
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(b > 0, a / torch.where(b > 0, b, 1.0), 0.0)
+
+
+def _dot(a: Weights, b: Weights) -> Tensor:
+    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()

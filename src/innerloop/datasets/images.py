@@ -76,6 +76,18 @@ def fixed_splits(classes: Sequence[str], train: int, validation: int) -> dict[Sp
     return {split: np.sort(part) for split, part in zip(SPLITS, parts, strict=True)}
 
 
+def named_splits(source: Path, classes: Sequence[tuple[Split, str]]) -> dict[Split, np.ndarray]:
+    """The split that each class names with its own name, as the data were published or laid out.
+
+    Raises InputError, naming `source`, if one name is in two splits: few-shot tests are on classes never trained on.
+    """
+    of: dict[str, Split] = {}
+    for split, name in classes:
+        if of.setdefault(name, split) != split:
+            raise InputError(f"{source}: class {name} is in {of[name]} and in {split}; few-shot splits share no class")
+    return {split: np.array([i for i, (own, _) in enumerate(classes) if own == split], np.int64) for split in SPLITS}
+
+
 def cached(path: Path, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays stored at `path` (.npz); built and stored first if there are none or the file is damaged.
 

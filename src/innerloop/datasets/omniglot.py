@@ -4,22 +4,14 @@ Lake, Salakhutdinov, Tenenbaum: Human-level concept learning through probabilist
 Fetched from the authors' repository (MIT licence), or read from a folder.
 """
 
-import glob
-import hashlib
-import io
-import os
 import re
-import struct
-import zipfile
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pooch
 import torch
 from PIL import Image
 
+from innerloop.datasets.files import decode, digest, fetch, listing, read
 from innerloop.datasets.images import LabelledImages, cache_folder, cached, fixed_splits
 from innerloop.episodes import InputError, Split
 
@@ -91,8 +83,10 @@ def parse(archive: str, source: Path) -> tuple[tuple[str, ...], np.ndarray]:
     ink 255. Raises InputError naming the file that cannot be read, or the character with too few or too many drawings.
     """
     drawings: dict[str, dict[str, np.ndarray]] = {}
-    pattern = re.compile(rf"{archive}/([^/]+/character\d+)/(\d+_\d+)\.png")
-    for match, data in (_zipped if source.is_file() else _unpacked)(source, pattern):
+    # The folder `archive` is within the zip file, and is itself the source where it was unpacked.
+    pattern = re.compile(rf"(?:{archive}/)?([^/]+/character\d+)/(\d+_\d+)\.png")
+    found = [match for match in map(pattern.fullmatch, listing(source)) if match]
+    for match, data in zip(found, read(source, [match[0] for match in found]), strict=True):
         drawings.setdefault(match[1], {})[match[2]] = _drawing(data, f"{source}: {match[0]}")
     if not drawings:
         raise InputError(
@@ -112,81 +106,24 @@ def _images(archive: str, source: Path) -> tuple[tuple[str, ...], np.ndarray]:
             raise InputError(f"{source} holds {len(names)} characters, there should be {CHARACTERS[archive]}")
         return {"names": np.array(names), "images": images}
 
-    stored = cached(cache_folder("omniglot") / f"{archive}-{_digest(source)}-v{FORMAT}.npz", build)
+    state = digest(source, [name for name in listing(source) if name.endswith(".png")])
+    stored = cached(cache_folder("omniglot") / f"{archive}-{state}-v{FORMAT}.npz", build)
     return tuple(map(str, stored["names"])), stored["images"].reshape(-1, SIZE, SIZE)
 
 
-def _digest(source: Path) -> str:
-    """What tells one state of a zip file or of a folder from another."""
-    try:
-        if source.is_file():
-            with open(source, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()[:32]
-        state = hashlib.sha256(str(source.resolve()).encode())
-        for path in _pngs(source):
-            status = os.stat(os.path.join(source, path))
-            state.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-        return state.hexdigest()[:32]
-    except OSError as error:
-        raise InputError(f"{source} cannot be read: {error}") from error
-
-
-def _pngs(folder: Path) -> list[str]:
-    # Plain strings: with 32,460 Paths every start would take two seconds.
-    return sorted(glob.glob("*/*/*.png", root_dir=folder))
-
-
-def _unpacked(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[re.Match[str], bytes]]:
-    for path in _pngs(folder):
-        if match := pattern.fullmatch(f"{folder.name}/{Path(path).as_posix()}"):
-            try:
-                yield match, (folder / path).read_bytes()
-            except OSError as error:
-                raise InputError(f"{folder / path} cannot be read: {error}") from error
-
-
-def _zipped(file: Path, pattern: re.Pattern[str]) -> Iterator[tuple[re.Match[str], bytes]]:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            for entry in archive.infolist():
-                if match := pattern.fullmatch(entry.filename):
-                    yield match, archive.read(entry)
-    # RuntimeError: an entry is encrypted, or packed in a way that Python does not know.
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error) as error:
-        raise InputError(f"{file} is not a whole zip file: {error}") from error
-
-
 def _drawing(data: bytes, origin: str) -> np.ndarray:
-    try:
-        image = Image.open(io.BytesIO(data)).convert("L")
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
-        raise InputError(f"{origin} is not a readable PNG: {error}") from error
+    image = decode(data, origin).convert("L")
     if image.size != (105, 105):
         raise InputError(f"{origin} is {image.size[0]}x{image.size[1]}, Omniglot's drawings are 105x105")
     return 255 - np.asarray(image.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
 
 def _download(archive: str) -> Path:
-    folder, name = cache_folder("omniglot"), f"{archive}.zip"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = pooch.retrieve(URL + name, f"md5:{MD5[archive]}", fname=name, path=folder, progressbar=True)
-    # A wrong checksum is a ValueError, everything about the network and the disk an OSError.
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{URL + name} could not be fetched into {folder}: {str(error).partition(chr(10))[0]}. "
-            f"Without a network, put {BACKGROUND}.zip and {EVALUATION}.zip in a folder and say data.root=FOLDER; "
-            "data=glyphs needs no download."
-        ) from error
-    return Path(path)
+    otherwise = (
+        f"Without a network, put {BACKGROUND}.zip and {EVALUATION}.zip in a folder and say data.root=FOLDER; "
+        "data=glyphs needs no download."
+    )
+    return fetch(f"{URL}{archive}.zip", MD5[archive], cache_folder("omniglot"), otherwise)
 
 
 def _alphabets(classes: tuple[str, ...], background: int) -> dict[Split, np.ndarray]:

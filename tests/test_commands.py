@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -344,11 +345,19 @@ def test_every_data_config_builds_with_every_algorithm(
 
 
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml")))
-def test_experiments_are_what_their_command_says(experiment: str) -> None:
+def test_experiments_are_what_their_head_says(experiment: str) -> None:
+    head = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text().partition("\ndefaults:")[0]
+    assert re.search(rf"^#   python train\.py experiment={experiment}( data\.root=FOLDER)?$", head, re.M)
+    assert re.search(r"^# Expected: (not measured yet|.*± .* on .* test episodes.* minutes)", head, re.M)
+    assert re.search(r"^# Published: \S.*\(.*, \d{4}, ", head, re.M)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", [f"experiment={experiment}"])
-        plain = compose("train", [f"algo={cfg.algo.name}", f"data={cfg.data.name}"])
-    assert cfg == plain
+        for same in re.findall(r"^# The same as (.*)$", head, re.M):
+            assert cfg == compose("train", same.split())
+    assert experiment.startswith(cfg.data.name)
+    assert experiment.endswith(cfg.algo.name)
+    if "ways" in cfg.data:
+        assert f"_{cfg.data.ways}w{cfg.data.shots}s_" in experiment
 
 
 def test_double_precision_trains_and_draws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def make_run(path: Path, algo: str, seed: int, values: list[float], **changes: A
         group, _, name = key.partition("__")
         config[group][name] = value
     (path / "config.yaml").write_text(yaml.safe_dump(config))
-    (path / "overrides.yaml").write_text(yaml.safe_dump([f"algo={algo}", f"seed={seed}", "algo.inner_lr=0.1"]))
+    (path / "overrides.yaml").write_text(yaml.safe_dump([f"algo={algo}", f"seed={seed}", "algo.k=1"]))
     results = {"algo": algo, "data": "toy", "seed": seed, "steps": 10, "train_cpu_seconds": 4.0 + seed}
     results["test"] = {"step": 1, "episodes": len(values), "mse": {}}
     (path / "results.json").write_text(json.dumps(results))
@@ -49,7 +49,7 @@ def test_hand_worked_table(tmp_path: Path) -> None:
     assert rows[0] == [
         "a",
         "toy",
-        "algo.inner_lr=0.1",
+        "algo.k=1",
         "10",
         "0,1",
         "1,1",
@@ -63,7 +63,7 @@ def test_hand_worked_table(tmp_path: Path) -> None:
     assert rows[1] == [
         "b",
         "toy",
-        "algo.inner_lr=0.1",
+        "algo.k=1",
         "10",
         "0",
         "1",

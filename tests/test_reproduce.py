@@ -1,0 +1,217 @@
+"""scripts/reproduce.py: tables worked by hand from run directories made here, and two that it trains itself."""
+
+import csv
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from test_compare import make_run
+
+from innerloop import config
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import reproduce  # noqa: E402
+from compare import ComparisonError  # noqa: E402
+
+config.register()
+
+TABLE = reproduce.Table(
+    "toy",
+    "data=sinusoid test.episodes=3",
+    {
+        "maml": reproduce.Row("algo=maml", (0, 1), ".470"),
+        "fomaml": reproduce.Row("algo=fomaml"),
+        "anil": reproduce.Row("algo=anil"),
+    },
+    "maml",
+    [0],
+)
+
+
+def finished_run(
+    runs: Path, row: str, seed: int, values: list[float], extra: tuple[str, ...] = (), **changes: Any
+) -> None:
+    """A finished run of TABLE; values: of its test episodes. changes: of its configuration, see `make_run`."""
+    (runs / "toy").mkdir(exist_ok=True)
+    path = make_run(runs / "toy" / f"{row}_seed{seed}", row, seed, values, **changes)
+    (job,) = (j for j in reproduce.jobs_of(TABLE, runs, row, extra) if j.directory == path)
+    (path / "overrides.yaml").write_text(yaml.safe_dump(job.overrides))
+    results = json.loads((path / "results.json").read_text())
+    results |= {"train_seconds": 8.0, "parameters": 1761, "peak_memory_mb": 300.2 + seed}
+    results |= {"norm": "batch", "transductive": True, "queries": 15}
+    results["test"]["by_step"] = [{"step": 0}, {"step": 1}]
+    (path / "results.json").write_text(json.dumps(results))
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in the place of the project: its README.md, its results, its runs."""
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(reproduce, "README", tmp_path / "README.md")
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
+    (tmp_path / "README.md").write_text("before\n<!-- table: toy -->\nold\n<!-- end -->\nafter\n")
+    return tmp_path
+
+
+def table_of(house: Path) -> list[dict[str, str]]:
+    with (house / "results" / "toy.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_hand_worked_csv_and_readme(house: Path) -> None:
+    for seed, values in enumerate(([1.0, 2.0, 3.0], [3.0, 4.0, 5.0])):
+        finished_run(house / "runs", "maml", seed, values)
+    finished_run(house / "runs", "fomaml", 0, [3.0, 4.0, 7.0], extra=("data.root=/home/me",), data__root="/home/me")
+    with pytest.raises(ComparisonError, match=r"data\.root None and /home/me"):
+        reproduce.csv_rows(TABLE, house / "runs")
+    path = house / "runs" / "toy" / "fomaml_seed0"
+    (path / "config.yaml").write_text((path.parent / "maml_seed0" / "config.yaml").read_text())
+    (path / "overrides.yaml").write_text(
+        yaml.safe_dump([*yaml.safe_load((path / "overrides.yaml").read_text()), "data.root=/home/me"])
+    )
+    assert reproduce.write_tables([TABLE], house / "runs", ["toy"]) == []
+    maml, fomaml, anil = table_of(house)
+    # The episodes' means over the seeds are 2, 3, 4; the seeds' are 2 and 4; 4 and 5 CPU seconds for 10 steps.
+    expected = {"mean": "3", "ci95": "1.13161", "median": "3", "seed_spread": "1.41421", "seeds": "0 1"}
+    expected |= {"test_step": "1", "steps": "10", "parameters": "1761", "cpu_seconds_per_1000": "450"}
+    expected |= {"wall_seconds_per_1000": "800", "peak_memory_mb": "301.2", "norm": "batch (transductive)"}
+    expected |= {"queries": "15", "test_episodes": "3", "published": ".470", "difference": "", "after_0": "50"}
+    expected |= {
+        "command": "python train.py -m data=sinusoid test.episodes=3 algo=maml trainer.threads=1 logger=csv seed=0,1"
+    }
+    assert {name: maml[name] for name in expected} == expected
+    assert (fomaml["difference"], fomaml["difference_ci95"]) == ("1.66667", "1.30667")  # of 1, 1, 3
+    assert fomaml["command"].endswith("algo=fomaml trainer.threads=1 logger=csv data.root=FOLDER seed=0")
+    assert (anil["mean"], anil["seeds"], anil["test_step"]) == ("not run", "", "")
+    readme = (house / "README.md").read_text().splitlines()
+    assert (readme[0], readme[-1]) == ("before", "after")
+    assert "meta-batches 10; test steps 1; test episodes 3; norm batch (transductive); queries 15" in "".join(readme)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in readme if line.startswith("|")]
+    assert lines[0][:6] == ["", "MSE", "median", "paired difference", "seeds", "seed spread"]
+    assert lines[2][:6] == ["`algo=maml`", "3.000 ± 1.132", "3.000", "", "0, 1", "1.414"]
+    assert lines[3][:6] == ["`algo=fomaml`", "4.667 ± 2.356", "4.000", "+1.667 ± 1.307", "0", ""]
+    assert lines[4] == ["`algo=anil`", "not run", *[""] * (len(lines[0]) - 2)]
+
+
+def test_accuracies_are_percentages() -> None:
+    row = {"mean": "0.97071", "ci95": "0.0029", "difference": "-0.0046", "difference_ci95": "0.0102"}
+    assert reproduce.cell(row, "mean", "accuracy") == "97.07 ± .29"
+    assert reproduce.cell(row, "difference", "accuracy") == "-.46 ± 1.02"
+
+
+def test_without_runs_nothing_is_invented(house: Path) -> None:
+    assert reproduce.write_tables([TABLE], house / "runs", ["toy"]) == []
+    assert [row["mean"] for row in table_of(house)] == ["not run"] * 3
+    assert not any(re.search(r"\d", row["mean"] + row["ci95"] + row["steps"]) for row in table_of(house))
+
+
+def test_runs_of_an_older_table_are_no_part_of_it(house: Path) -> None:
+    finished_run(house / "runs", "maml", 0, [1.0, 2.0, 3.0])
+    path = house / "runs" / "toy" / "maml_seed0"
+    older = [o for o in yaml.safe_load((path / "overrides.yaml").read_text()) if o != "test.episodes=3"]
+    (path / "overrides.yaml").write_text(yaml.safe_dump(older))
+    (problem,) = reproduce.write_tables([TABLE], house / "runs", ["toy"])
+    assert "begun without test.episodes=3" in problem
+    (path / "results.json").unlink()
+    jobs = reproduce.jobs_of(TABLE, house / "runs", "maml")[:1]
+    (failed,) = reproduce.run_all(jobs, 1)
+    assert "begun without test.episodes=3" in failed
+    assert "old" in (house / "README.md").read_text()
+
+
+def test_runs_tested_on_other_episodes_are_refused(house: Path) -> None:
+    finished_run(house / "runs", "maml", 0, [1.0, 2.0, 3.0])
+    finished_run(house / "runs", "fomaml", 0, [1.0, 2.0, 3.0], test__seed=1)
+    (problem,) = reproduce.write_tables([TABLE], house / "runs", ["toy"])
+    assert "different episodes: test.seed 0 and 1" in problem
+    assert not (house / "results").exists()
+
+
+@pytest.mark.parametrize("readme", ["<!-- table: other -->\n<!-- end -->", "<!-- table: toy -->\n| 1 |\n"])
+def test_markers_that_lead_nowhere_are_errors(readme: str) -> None:
+    with pytest.raises(ValueError, match="markers"):
+        reproduce.rewritten(readme, {"toy": "| 2 |"}, ["toy"])
+
+
+TABLES = reproduce.read_tables(reproduce.TABLES)
+
+
+@pytest.mark.parametrize("name", sorted(set(TABLES) - {"sinusoid_5shot"}))
+def test_every_row_composes(name: str) -> None:
+    table = TABLES[name]
+    assert table.reference in table.rows
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = [compose("train", [*table.overrides(row), *reproduce.EVERY_RUN]) for row in table.rows]
+    # One budget, whatever a recipe says, and the same test.
+    assert len({(cfg.trainer.max_steps, cfg.test.episodes, cfg.test.steps) for cfg in composed}) == 1
+
+
+def test_sinusoid_tables_have_the_same_rows() -> None:
+    assert TABLES["sinusoid_5shot"].rows == TABLES["sinusoid_10shot"].rows
+
+
+def test_readme_says_what_the_csv_files_say() -> None:
+    written = {path.stem: reproduce.markdown(TABLES[path.stem], path) for path in reproduce.RESULTS.glob("*.csv")}
+    readme = (ROOT / "README.md").read_text()
+    assert reproduce.rewritten(readme, written, list(TABLES)) == readme
+
+
+def test_folders_go_to_data_that_have_them(tmp_path: Path) -> None:
+    (job,) = reproduce.jobs_of(TABLE, tmp_path, "anil", ["data.root=x", "trainer.accelerator=cpu"])
+    assert job.overrides[-1] == "trainer.accelerator=cpu"
+    assert "data.root=x" not in job.overrides
+    assert "data.root=x" in reproduce.jobs_of(TABLES["omniglot_20w1s"], tmp_path, "maml", ["data.root=x"])[0].overrides
+
+
+def test_stopped_by_ctrl_c_it_goes_on_and_a_row_that_fails_stops_no_other(house: Path) -> None:
+    tables = house / "tables"
+    tables.mkdir()
+    every = "data=sinusoid trainer.val_every=25 trainer.val_episodes=4 test.episodes=4"
+    rows = {"maml": {"set": "algo=maml trainer.max_steps=150"}, "wrong": {"set": "algo=maml algo.nonsense=1"}}
+    rows |= {"hypernet": {"set": "algo=hypernet trainer.max_steps=2"}}
+    (tables / "toy.yaml").write_text(
+        yaml.safe_dump({"every": every, "reference": "maml", "rows": rows}, sort_keys=False)
+    )
+    lines = [f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import reproduce; from pathlib import Path"]
+    lines += [f"reproduce.{n} = Path({str(house / p)!r})" for n, p in (("TABLES", "tables"), ("RESULTS", "results"))]
+    lines += [f"reproduce.README = Path({str(house / 'README.md')!r}); sys.exit(reproduce.main())"]
+    command = [sys.executable, "-c", "\n".join(lines), "--runs", str(house / "runs")]
+    run_dir = house / "runs" / "toy" / "maml_seed0"
+
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not (run_dir / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, out
+    assert "Traceback" not in out
+    assert "stopped after step" in Path(f"{run_dir}.log").read_text()
+    assert not (run_dir / "results.json").exists()
+
+    dry = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert dry[0] == f"python train.py resume={run_dir}"
+    assert dry[2].startswith(f"python train.py {every} algo=hypernet trainer.max_steps=2 seed=0 ")
+
+    done = subprocess.run([*command, "--jobs", "2"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "toy/maml seed 0: goes on" in done.stdout
+    assert done.stderr.splitlines() == [f"reproduce.py: toy/wrong seed 0 failed, see {run_dir.parent}/wrong_seed0.log"]
+    maml, wrong, hypernet = table_of(house)
+    assert (maml["steps"], wrong["mean"], hypernet["steps"]) == ("150", "not run", "2")
+    assert float(maml["peak_memory_mb"]) > 50
+    assert "| `algo=hypernet trainer.max_steps=2` |" in (house / "README.md").read_text()
+    again = subprocess.run([*command, "--only", "toy/maml", "toy/hypernet"], capture_output=True, text=True)
+    assert (again.returncode, again.stdout) == (0, "")

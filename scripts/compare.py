@@ -3,16 +3,88 @@
 Runs of the same configuration but for the seed form one row: mean over seeds and episodes with its 95 % interval, the
 median, CPU seconds. The paired difference to the first row, episode by episode, tells what overlapping intervals hide.
 Intervals are over test episodes (each episode's value first averaged over the seeds); `seeds` is the spread of the
-seeds' means. `--markdown` prints the table for a README.
+seeds' means. Runs that were tested on different episodes are refused. `--markdown` prints the table for a README.
 """
 
 import argparse
 import csv
 import json
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
+
+# Of a data configuration, what only training episodes and the number of test episodes depend on.
+OF_THE_TRAINING = ("meta_batch_size", "num_workers", "rotations", "test_episodes", "train_queries")
+
+
+class ComparisonError(Exception):
+    """A directory that is no finished run, or runs that do not pair."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its directory, results.json, config.yaml and overrides.yaml."""
+
+    path: Path
+    results: dict[str, Any]
+    config: dict[str, Any]
+    overrides: list[str]
+
+    @property
+    def metric(self) -> str:
+        return next(name for name in ("accuracy", "mse", "loss") if name in self.results["test"])
+
+    def values(self, step: int | None = None) -> np.ndarray:
+        """The metric of each test episode (episodes,) after so many inner steps; None: the reported number."""
+        wanted = str(self.results["test"]["step"] if step is None else step)
+        with (self.path / "test_episodes.csv").open(newline="") as file:
+            found = [(int(r["episode"]), float(r[self.metric])) for r in csv.DictReader(file) if r["step"] == wanted]
+        return np.array([value for _, value in sorted(found)])
+
+    def episodes(self) -> dict[str, Any]:
+        """What decides the test episodes: key -> value."""
+        data = {f"data.{k}": v for k, v in self.config["data"].items() if k not in OF_THE_TRAINING}
+        test = {"test.seed": self.config["test"]["seed"], "test.episodes": self.results["test"]["episodes"]}
+        return data | test
+
+
+def read(path: Path) -> Run:
+    """The run of a directory. Raises ComparisonError if it is not finished."""
+    if not (path / "results.json").is_file():
+        raise ComparisonError(f"{path} is no finished run: it has no results.json")
+    results, config = (path / "results.json").read_text(), (path / "config.yaml").read_text()
+    return Run(path, json.loads(results), yaml.safe_load(config), recorded_overrides(path))
+
+
+def recorded_overrides(path: Path) -> list[str]:
+    """What a run's command line said; none where a run was stopped before it could record that."""
+    record = path / "overrides.yaml"
+    return yaml.safe_load(record.read_text()) if record.is_file() else []
+
+
+def require_same_episodes(runs: Sequence[Run]) -> None:
+    """Raises ComparisonError unless all runs were tested on the very same episodes."""
+    for run in runs[1:]:
+        a, b = runs[0].episodes(), run.episodes()
+        differing = [f"{k} {a.get(k)} and {b.get(k)}" for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
+        if differing:
+            raise ComparisonError(
+                f"{runs[0].path} and {run.path} were tested on different episodes: {', '.join(differing)}"
+            )
+
+
+def grouped(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs of one configuration but for the seed and the logger, in the order of their first."""
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        settings = {k: v for k, v in run.config.items() if k not in ("seed", "logger", "resume", "debug")}
+        groups[json.dumps([settings, run.results["steps"]], sort_keys=True)].append(run)
+    return list(groups.values())
 
 
 def ci95(values: np.ndarray) -> float:
@@ -20,15 +92,37 @@ def ci95(values: np.ndarray) -> float:
     return float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def episode_values(run: Path, metric: str, step: int) -> np.ndarray:
-    """The metric of each test episode after `step` inner steps, in the order of the episodes."""
-    with (run / "test_episodes.csv").open(newline="") as file:
-        rows = [(int(r["episode"]), float(r[metric])) for r in csv.DictReader(file) if r["step"] == str(step)]
-    return np.array([value for _, value in sorted(rows)])
+def per_episode(group: Sequence[Run], step: int | None = None) -> np.ndarray:
+    """The metric of each test episode (episodes,) after so many inner steps, averaged over a group's seeds."""
+    return np.mean([run.values(step) for run in group], axis=0)
 
 
-def label(results: dict) -> tuple[str, str, int]:
-    return results["algo"], results["data"], results["steps"]
+def summary(group: Sequence[Run], reference: np.ndarray | None) -> dict[str, Any]:
+    """A group in numbers; None where there is nothing to say.
+
+    reference: what the paired difference is taken to, (episodes,), see `per_episode`.
+    """
+    values = np.array([run.values() for run in group])
+    mean = values.mean(0)
+    difference = None if reference is None else mean - reference
+    paired = difference is not None and difference.any()
+    return {
+        "mean": float(mean.mean()),
+        "ci95": ci95(mean),
+        "median": float(np.mean([np.median(v) for v in values])),
+        "seeds": [run.results["seed"] for run in group],
+        "seed_spread": float(values.mean(1).std(ddof=1)) if len(group) > 1 else None,
+        "test_step": [run.results["test"]["step"] for run in group],
+        "cpu_seconds": float(np.mean([run.results["train_cpu_seconds"] for run in group])),
+        "difference": float(difference.mean()) if paired else None,
+        "difference_ci95": ci95(difference) if paired else None,
+    }
+
+
+def settings_of(overrides: Sequence[str]) -> str:
+    """What a command line set besides the algorithm, the data, the seed, and how the run was made."""
+    apart = ("algo", "data", "data.root", "seed", "logger", "trainer.threads")
+    return " ".join(o for o in overrides if o.partition("=")[0] not in apart)
 
 
 def main() -> None:
@@ -38,44 +132,25 @@ def main() -> None:
     )
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
-    groups: dict[tuple, list[tuple[dict, np.ndarray]]] = defaultdict(list)
-    metric = ""
-    for run in options.runs:
-        path = run / "results.json"
-        if not path.is_file():
-            parser.error(f"{run} is no finished run: it has no results.json")
-        results = json.loads(path.read_text())
-        metric = next(name for name in ("accuracy", "mse", "loss") if name in results["test"])
-        groups[label(results)].append((results, episode_values(run, metric, results["test"]["step"])))
-    lengths = {len(values) for group in groups.values() for _, values in group}
-    if len(lengths) > 1:
-        parser.error(f"the runs were tested on different numbers of episodes: {sorted(lengths)}")
-    reference = np.mean([values for _, values in next(iter(groups.values()))], axis=0)
-    head = [
-        "algo",
-        "data",
-        "steps",
-        "seeds",
-        "test step",
-        metric,
-        "seed spread",
-        "median",
-        "CPU s",
-        "difference to first",
-    ]
+    try:
+        runs = [read(path) for path in options.runs]
+        require_same_episodes(runs)
+    except ComparisonError as error:
+        parser.error(str(error))
+    metric = runs[0].metric
+    head = ["algo", "data", "settings", "steps", "seeds", "test step", metric, "seed spread", "median", "CPU s"]
+    head.append("difference to first")
+    groups = grouped(runs)
+    reference = per_episode(groups[0])
     rows = []
-    for (algo, data, steps), group in groups.items():
-        values = np.array([v for _, v in group])
-        mean = values.mean(0)
-        difference = mean - reference
-        paired = "" if difference.any() == 0 else f"{difference.mean():+.4f} ± {ci95(difference):.4f}"
-        spread = f"{values.mean(1).std(ddof=1):.4f}" if len(group) > 1 else ""
-        seeds = ",".join(str(r["seed"]) for r, _ in group)
-        chosen = ",".join(str(r["test"]["step"]) for r, _ in group)
-        median = np.mean([np.median(v) for v in values])
-        cpu = np.mean([r["train_cpu_seconds"] for r, _ in group])
-        cells = [algo, data, steps, seeds, chosen, f"{mean.mean():.4f} ± {ci95(mean):.4f}", spread, f"{median:.4f}"]
-        rows.append([*map(str, cells), f"{cpu:.0f}", paired])
+    for group in groups:
+        first, s = group[0], summary(group, reference)
+        cells = [first.results["algo"], first.results["data"], settings_of(first.overrides), first.results["steps"]]
+        cells += [",".join(map(str, s["seeds"])), ",".join(map(str, s["test_step"]))]
+        cells += [f"{s['mean']:.4f} ± {s['ci95']:.4f}", "" if s["seed_spread"] is None else f"{s['seed_spread']:.4f}"]
+        cells += [f"{s['median']:.4f}", f"{s['cpu_seconds']:.0f}"]
+        cells += ["" if s["difference"] is None else f"{s['difference']:+.4f} ± {s['difference_ci95']:.4f}"]
+        rows.append([str(cell) for cell in cells])
     if options.markdown:
         lines = [head, ["---"] * len(head), *rows]
         print("\n".join("| " + " | ".join(line) + " |" for line in lines))

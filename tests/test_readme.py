@@ -2,13 +2,16 @@
 
 import re
 import shlex
+import sys
+import types
 from pathlib import Path
 
 import pytest
-from conftest import quiet
+from conftest import quiet, trainer
 from hydra import compose, initialize_config_dir
 
 from innerloop import config
+from innerloop.run import build
 
 config.register()
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +43,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_example_without_hydra_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    example, _ = re.findall(r"```python\n(.*?)```", README, re.S)
     short = example.replace("max_steps=1000", "max_steps=6")
     short = short.replace("limit_train_batches=500", "limit_train_batches=3, log_every_n_steps=1")
     assert short != example
@@ -50,3 +53,28 @@ def test_example_without_hydra_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     exec(short, scope)
     assert scope["trainer"].global_step == 6
     assert scope["trainer"].callback_metrics["test/mse"].isfinite()
+
+
+def test_the_algorithm_that_the_readme_adds_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _, module = re.findall(r"```python\n(.*?)```", README, re.S)
+    (settings,) = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    assert len(module.splitlines()) <= 40
+    added = types.ModuleType("innerloop.learners.sign_maml")
+    exec(compile(module, "sign_maml.py", "exec"), added.__dict__)
+    monkeypatch.setitem(sys.modules, added.__name__, added)
+    (tmp_path / "algo").mkdir()
+    (tmp_path / "algo" / "sign_maml.yaml").write_text(settings)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", ["algo=sign_maml", "algo.inner_lr=0.05", f"hydra.searchpath=[file://{tmp_path}]"])
+    parts = build(cfg)
+    before = [p.clone() for p in parts.learner.parameters()]
+    trainer(max_steps=2).fit(parts.learner, parts.data)
+    assert all((p != q).any() for p, q in zip(before, parts.learner.parameters(), strict=True))
+    # One step on one weight, by hand: whatever its gradient, it moves by the rate.
+    episode = parts.data.episode("test", 0)
+    path = parts.learner.adaptation.trajectory(
+        parts.learner.net, dict(parts.learner.net.named_parameters()), episode[0]
+    )
+    moved = (path[1]["head.bias"] - path[0]["head.bias"]).abs().item()
+    assert moved == pytest.approx(0.05)
+    assert len(path) == 6

@@ -10,7 +10,7 @@ from innerloop.callbacks.progress import Progress
 from innerloop.config import CONFIG, load_config, remove_empty
 from innerloop.record import recorded, write_json
 from innerloop.reporting import closing_table, draw_plots, write_episodes
-from innerloop.run import RESULTS, build, check, evaluate, load_weights, make_trainer
+from innerloop.run import RESULTS, build, check, evaluate, load_weights, make_trainer, test_conditions
 
 
 def evaluate_run(cfg: DictConfig) -> None:
@@ -39,6 +39,7 @@ def evaluate_run(cfg: DictConfig) -> None:
             "net": cfg.net.name,
             "seed": cfg.seed,
             "parameters": sum(p.numel() for p in parts.learner.parameters() if p.requires_grad),
+            **test_conditions(cfg),
             "validation": validation,
             "test": test,
         }

@@ -60,7 +60,7 @@ def closing_table(results: Mapping[str, Any], metric: str, run_dir: Path) -> str
     lines = [
         f"{results['algo']} on {results['data']} ({results['net']}, {results['parameters']:,} parameters), "
         f"seed {results['seed']}{trained}",
-        f"{test['episodes']} test episodes:",
+        f"{test['episodes']} test episodes{_conditions(results)}:",
         f"  {'inner steps':<18}{metric:>10}{'± 95 %':>10}{'median':>10}",
     ]
     shown = [("before adaptation", test["unadapted"])]
@@ -70,6 +70,14 @@ def closing_table(results: Mapping[str, Any], metric: str, run_dir: Path) -> str
         mark = "  <- reported" if row.get("step") == test["step"] else ""
         lines.append(f"  {label:<18}{entry['mean']:>10.4f}{entry['ci95']:>10.4f}{entry['median']:>10.4f}{mark}")
     return "\n".join(["", *lines, f"run directory: {run_dir}"])
+
+
+def _conditions(results: Mapping[str, Any]) -> str:
+    if results["norm"] is None:
+        return ""
+    return (
+        f", norm: {results['norm']}{' (transductive)' * results['transductive']}, {results['queries']} queries a class"
+    )
 
 
 def write_episodes(path: Path, names: Sequence[str], values: Tensor) -> None:

@@ -169,6 +169,8 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
             "train_seconds": session.wall_seconds,
             "train_cpu_seconds": session.cpu_seconds,
             "steps_per_second": trainer.global_step / session.wall_seconds,
+            **session.peak_memory,
+            **test_conditions(cfg),
             "validation": validation,
             "test": test,
         }
@@ -184,6 +186,13 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
     finally:
         finish(loggers, status)
     return validation[tasks.metric]["mean"]
+
+
+def test_conditions(cfg: DictConfig) -> dict[str, Any]:
+    """What an accuracy is to be read with: the net's norm, whether queries share its statistics, and their number."""
+    norm, algo = cfg.net.get("norm"), cfg.algo
+    shared = norm == "batch" and algo.get("transductive", True) and not algo.get("running_statistics", False)
+    return {"norm": norm, "transductive": shared, "queries": cfg.data.get("queries")}
 
 
 def load_weights(learner: MetaLearner, path: Path) -> None:

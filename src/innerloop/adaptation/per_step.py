@@ -1,6 +1,7 @@
 """What MAML++ gives each inner step of its own: the weights of the net's norms, and running statistics for them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,15 @@ class PerStepNorms(GradientSteps):
 
     Step k, counted from 0, evaluates the support loss with the norm weights w + d_k, where d_k is learned in the outer
     loop and starts at zero; the query is judged after K steps with w + d_K. So zero offsets are plain `GradientSteps`.
-    Further steps of an evaluation take the last offsets. Both parts are off until they are asked for.
+    Running statistics are those of the queries after each step; evaluation may judge queries by them, while the inner
+    steps go on with the support set's own. Further steps of an evaluation take the last offsets and statistics. Both
+    parts are off until they are asked for.
     """
 
-    offsets: nn.ParameterDict | None = None
-    running: nn.Module | None = None
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.offsets: nn.ParameterDict | None = None
+        self.running: nn.Module | None = None
 
     def learn_norms(self, weights: Mapping[str, Tensor]) -> None:
         """Adds the learned offsets (steps + 1, channels) of the norm weights among `weights`."""
@@ -43,11 +48,7 @@ class PerStepNorms(GradientSteps):
         return [self._view(w, k) for k, w in enumerate(super().path(net, weights, support, steps))]
 
     def objective(self, net: nn.Module, weights: Weights, support: Samples, k: int, start: Weights) -> Tensor:
-        weights = self._view(weights, k)
-        if self.running is None or self.training:
-            return super().objective(net, weights, support, k, start)
-        with statistics_from(self.running_at(net, k)):
-            return super().objective(net, weights, support, k, start)
+        return super().objective(net, self._view(weights, k), support, k, start)
 
     def running_at(self, net: nn.Module, k: int) -> "_Running":
         """The running statistics of step k, for `statistics_from`."""
@@ -55,10 +56,10 @@ class PerStepNorms(GradientSteps):
         return _Running(net, self.running, min(k, self.steps))
 
     def observe(self, net: nn.Module, weights: Weights, support: Samples, query: Samples) -> dict[str, Tensor]:
-        """One task's batch statistics at each step, the query's after the last one, by the names of the buffers."""
+        """One task's batch statistics of the query after each inner step, by the names of the buffers."""
         norms = batch_norms(net)
         rows: dict[str, list[Tensor]] = {}
-        for k, w in enumerate(self.path(net, weights, support, self.steps)):
+        for w in self.path(net, weights, support, self.steps):
             seen: dict[nn.Module, Moments] = {}
 
             def note(norm: nn.Module, x: Tensor, seen: dict[nn.Module, Moments] = seen) -> Moments:
@@ -66,7 +67,7 @@ class PerStepNorms(GradientSteps):
                 return seen[norm]
 
             with statistics_from(note):
-                apply(net, w, (support if k < self.steps else query).x)
+                apply(net, w, query.x)
             for name, norm in norms.items():
                 for what, value in zip(("mean", "variance"), seen[norm], strict=True):
                     rows.setdefault(_key(what, name), []).append(value)

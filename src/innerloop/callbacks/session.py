@@ -1,24 +1,29 @@
-"""What surrounds the training steps: the clock, Ctrl-C, the closing validation."""
+"""What surrounds the training steps: the clock, memory, Ctrl-C, the closing validation."""
 
+import resource
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 
 from innerloop.errors import DivergedError, Stopped
 
 
 class Session(Callback):
-    """Keeps the clock across resumed runs, ends a run cleanly on Ctrl-C, and validates after the very last step.
+    """Keeps clock and peak memory across resumed runs, ends runs cleanly on Ctrl-C, validates after the last step.
 
     checkpoint: where the state is saved when the process is asked to end (SIGINT, SIGTERM), between two meta-batches,
     so that a resumed run equals an uninterrupted one. A second Ctrl-C ends at once, without saving.
     accumulate: meta-batches an outer update is averaged over.
     wall_seconds, cpu_seconds: of training, validation included.
+    peak_memory: results.json's peak_memory_mb and, where a GPU trains, peak_gpu_memory_mb, in 10^6 bytes, until
+    training ended: the largest resident set of this process, and what torch had allocated on the GPU.
     """
 
     def __init__(self, checkpoint: Path, accumulate: int = 1) -> None:
@@ -26,6 +31,8 @@ class Session(Callback):
         self.asked = self.saved = False
         self._before = (0.0, 0.0)
         self._since: tuple[float, float] | None = None
+        self._peak_before: dict[str, float] = {}
+        self._device = torch.device("cpu")
         self._handlers: dict[int, Any] = {}
 
     @property
@@ -40,13 +47,27 @@ class Session(Callback):
         running = (time.perf_counter(), time.process_time())[i] - self._since[i] if self._since else 0.0
         return self._before[i] + running
 
+    @property
+    def peak_memory(self) -> dict[str, float]:
+        if self._since is None:
+            return self._peak_before
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
+        peak = {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}
+        if self._device.type == "cuda":
+            peak["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated(self._device) / 1e6
+        return {name: max(value, self._peak_before.get(name, 0.0)) for name, value in peak.items()}
+
     def state_dict(self) -> dict[str, Any]:
-        return {"wall_seconds": self.wall_seconds, "cpu_seconds": self.cpu_seconds}
+        return {"wall_seconds": self.wall_seconds, "cpu_seconds": self.cpu_seconds, "memory": self.peak_memory}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before = (state_dict["wall_seconds"], state_dict["cpu_seconds"])
+        self._peak_before = state_dict.get("memory", {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._device = pl_module.device
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
         self._since = (time.perf_counter(), time.process_time())
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -88,6 +109,7 @@ class Session(Callback):
         self._stop()
 
     def _stop(self) -> None:
+        self._peak_before = self.peak_memory
         self._before, self._since = (self.wall_seconds, self.cpu_seconds), None
         for number, handler in self._handlers.items():
             signal.signal(number, handler)

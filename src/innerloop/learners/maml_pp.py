@@ -19,8 +19,8 @@ class MAMLPlusPlus(MAML):
         1/K each to all on the last (section 4, multi-step loss); 0: the last alone, always.
     first_order_until: until this outer step the inner gradient is a constant (derivative-order annealing); 0: never.
     per_step_norms: learn the weights of the net's norms for each inner step, see `PerStepNorms`.
-    running_statistics: in evaluation batch norms use running statistics of each step, kept in training, and no longer
-        the batch at hand; so a query's prediction depends on no other query.
+    running_statistics: in evaluation queries are judged by running statistics of each step, kept in training, and not
+        by the batch at hand; so a query's prediction depends on no other query.
     learn_lr="tensor_step" learns a rate per layer and step; schedule="cosine" anneals the outer rate.
     The rest: see `MAML`.
     """

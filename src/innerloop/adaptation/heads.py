@@ -13,7 +13,8 @@ def classes_present(y: Tensor, outputs: int) -> Tensor:
     """Which of a net's outputs have a class among labels y (n,), bool; all, for a single logit and for real targets."""
     if outputs == 1 or y.is_floating_point():
         return torch.ones(outputs, dtype=torch.bool, device=y.device)
-    return F.one_hot(y, outputs).sum(0) > 0
+    # Not F.one_hot, which looks at the values and so fails in a gradient under vmap.
+    return (y.unsqueeze(-1) == torch.arange(outputs, device=y.device)).any(0)
 
 
 def without_absent(weights: Weights, support: Samples) -> Weights:

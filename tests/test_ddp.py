@@ -4,9 +4,11 @@ import os
 import socket
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
@@ -15,7 +17,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from innerloop.datamodule import EpisodeDataModule
-from innerloop.episodes import Episode, Samples
+from innerloop.episodes import Episode, MetaBatch, Samples, Split, tasks_of
 from innerloop.learners import MAML, Hybrid, HyperNet, MetaLearner
 from innerloop.nets import MLP
 from innerloop.tasks.sinusoid import Sinusoid
@@ -39,6 +41,7 @@ def learners() -> dict[str, MetaLearner]:
         "hypernet": made(HyperNet, width=8, encoder="attention"),
         "hybrid joint": made(Hybrid, width=8, **inner),
         "hybrid alternating": made(Hybrid, width=8, update="alternating", generator_lr=0.5, **inner),
+        "ragged": made(MAML, **inner),
         "head alone": made(HyperNet, width=8, update="alternating"),
     }
 
@@ -52,6 +55,15 @@ class DoubleSinusoid(Sinusoid):
         return double(super().draw(*args))
 
 
+class RaggedSinusoid(DoubleSinusoid):
+    """Each episode keeps 1 to 5 of its support points."""
+
+    def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> MetaBatch:
+        episodes = tasks_of(super().draw(split, rngs))
+        kept = [rng.integers(1, 6) for rng in rngs]
+        return [Episode(Samples(s.x[:n], s.y[:n]), query) for (s, query), n in zip(episodes, kept, strict=True)]
+
+
 Result = dict[str, tuple[list[Tensor], int, Tensor, dict[str, float]]]
 
 
@@ -62,7 +74,8 @@ def results(**options: Any) -> Result:
     torch.set_default_dtype(torch.float64)
     try:
         for name, learner in learners().items():
-            data = EpisodeDataModule(DoubleSinusoid(5, 4), meta_batch_size=6, test_episodes=TEST_EPISODES)
+            tasks = RaggedSinusoid(5, 4) if name == "ragged" else DoubleSinusoid(5, 4)
+            data = EpisodeDataModule(tasks, meta_batch_size=6, test_episodes=TEST_EPISODES)
             t = trainer(max_steps=2, limit_val_batches=0, **options)
             t.fit(learner, data)
             parameters = [p.detach().clone() for p in learner.parameters()]

@@ -12,13 +12,15 @@ import pytest
 import torch
 from conftest import squared, trainer
 from lightning import Callback, Trainer
+from test_few_shot_images import numbered
 from torch import Tensor
 
 from innerloop.datamodule import Blocks, EpisodeDataModule, Share
-from innerloop.episodes import SPLITS, Episode, InputError, Samples, episode_rng, stack
+from innerloop.episodes import SPLITS, Episode, InputError, MetaBatch, Samples, episode_rng, stack, tasks_of
 from innerloop.learners import MAML
 from innerloop.nets import MLP
 from innerloop.tasks.hyperplane import Hyperplane
+from innerloop.tasks.images import FewShotImages
 from innerloop.tasks.multimodal import Multimodal
 from innerloop.tasks.sinusoid import Sinusoid
 
@@ -34,17 +36,21 @@ class Noise:
         return stack([Episode(samples(rng), samples(rng)) for rng in rngs])
 
 
-FAMILIES = [Noise(), Sinusoid(4, 3), Multimodal(4, 3), Hyperplane(5, clusters=3, shots=4, queries=3)]
+FAMILIES = [
+    Noise(),
+    Sinusoid(4, 3),
+    Multimodal(4, 3),
+    Hyperplane(5, clusters=3, shots=4, queries=3),
+    FewShotImages(numbered(), 3, 2, 4, rotations=True),
+    FewShotImages(numbered(), 4, 3, 2, rotations=True, min_ways=2, min_shots=1, unbalanced=True),
+]
 every_family = pytest.mark.parametrize("tasks", FAMILIES, ids=lambda t: type(t).__name__)
 
 
-def flat(batches: Iterator[Episode] | Sequence[Episode]) -> list[Tensor]:
+def flat(batches: Iterator[MetaBatch] | Sequence[MetaBatch]) -> list[Tensor]:
     """Each episode as one row of numbers, meta-batch after meta-batch."""
-    rows = []
-    for batch in batches:
-        parts = [t.flatten(1).double() for part in batch for t in part]
-        rows += list(torch.cat(parts, 1))
-    return rows
+    episodes = [episode for batch in batches for episode in tasks_of(batch)]
+    return [torch.cat([t.flatten().double() for part in episode for t in part]) for episode in episodes]
 
 
 def train_stream(count: int, **settings: Any) -> list[Tensor]:
@@ -63,6 +69,8 @@ def forking() -> Iterator[None]:
     with warnings.catch_warnings():
         # From Python 3.12 on, a process with threads that forks is warned; torch's loader forks on purpose here.
         warnings.filterwarnings("ignore", message=".*use of fork.*may lead to deadlocks", category=DeprecationWarning)
+        # Two workers are two, whatever the cores that this process may use.
+        warnings.filterwarnings("ignore", message="This DataLoader will create 2 worker processes")
         yield
 
 
@@ -92,7 +100,7 @@ def test_an_episode_is_what_its_index_says(tasks: Any) -> None:
     loaders = module.train_dataloader(), module.val_dataloader(), module.test_dataloader()
     for split, loader in zip(SPLITS, loaders, strict=True):
         found = flat(islice(loader, 2))
-        alone = [flat([stack([module.episode(split, i)])])[0] for i in range(10)]
+        alone = flat([[module.episode(split, i) for i in range(10)]])
         assert equal(found, alone)
         assert len({tuple(row.tolist()) for row in found}) == 10
 
@@ -112,9 +120,10 @@ def test_a_family_draws_each_episode_from_its_own_stream_alone(tasks: Any) -> No
     assert equal(draw([7, 1, 9])[1:2], together[1:2])
 
 
-def test_ranks_together_draw_what_one_rank_draws() -> None:
+@every_family
+def test_ranks_together_draw_what_one_rank_draws(tasks: Any) -> None:
     def module(rank: int, world: int) -> EpisodeDataModule:
-        made = EpisodeDataModule(Noise(), meta_batch_size=6, val_episodes=7, test_episodes=13)
+        made = EpisodeDataModule(tasks, meta_batch_size=6, val_episodes=7, test_episodes=13)
         progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(ready=2, completed=2)))
         loop = SimpleNamespace(epoch_loop=progress)
         made.trainer = SimpleNamespace(global_rank=rank, world_size=world, fit_loop=loop)  # type: ignore[assignment]

@@ -1,6 +1,6 @@
 """The one data module that all learners share: it draws episodes, each a pure function of (seed, split, index)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -8,13 +8,13 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from innerloop.episodes import Episode, InputError, Split, episode_rng
+from innerloop.episodes import Episode, InputError, MetaBatch, Split, episode_rng, tasks_of
 
 
 class Draws(Protocol):
     """What the data module needs of a task family."""
 
-    def draw(self, split: Split, rngs: list[np.random.Generator]) -> Episode: ...
+    def draw(self, split: Split, rngs: list[np.random.Generator]) -> MetaBatch: ...
 
 
 class EpisodeStream(IterableDataset):
@@ -28,7 +28,7 @@ class EpisodeStream(IterableDataset):
         self.tasks, self.split, self.seed, self.ranges = tasks, split, seed, ranges
         self.start = 0
 
-    def __iter__(self) -> Iterator[Episode]:
+    def __iter__(self) -> Iterator[MetaBatch]:
         worker = get_worker_info()
         t, stride = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
         while indices := self.ranges(t):
@@ -50,7 +50,7 @@ class EpisodeLoader(DataLoader):
         )
         self.position = position
 
-    def __iter__(self) -> Iterator[Episode]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[MetaBatch]:  # type: ignore[override]
         self.dataset.start = self.position()  # type: ignore[attr-defined]
         return super().__iter__()
 
@@ -118,11 +118,14 @@ class EpisodeDataModule(LightningDataModule):
     def test_dataloader(self) -> EpisodeLoader:
         return self._evaluation("test", self.test_episodes)
 
-    def episode(self, split: Split, index: int) -> Episode:
-        """One episode by its index, without the leading dimension of tasks."""
+    def meta_batch(self, split: Split, indices: Iterable[int]) -> MetaBatch:
+        """The episodes of these indices."""
         seed = self.seed if split == "train" else self.eval_seed
-        drawn = self.tasks.draw(split, [episode_rng(seed, split, index)])
-        return Episode(*(type(part)(part.x[0], part.y[0]) for part in drawn))
+        return self.tasks.draw(split, [episode_rng(seed, split, i) for i in indices])
+
+    def episode(self, split: Split, index: int) -> Episode:
+        """One episode by its index, a single task."""
+        return tasks_of(self.meta_batch(split, [index]))[0]
 
     def _evaluation(self, split: Split, total: int) -> EpisodeLoader:
         if total < self._place()[1]:

@@ -34,6 +34,10 @@ class Episode(NamedTuple):
     query: Samples
 
 
+MetaBatch = Episode | list[Episode]
+"""Several tasks: stacked, with a leading dimension of tasks; or a list of single tasks, whose shapes may differ."""
+
+
 Loss = Callable[[nn.Module, Weights, Samples], Tensor]
 """loss(net, weights, samples) -> scalar. A task family owns it; adaptations and learners see only this function."""
 
@@ -66,6 +70,18 @@ def episode_rng(seed: int, split: Split, index: int) -> np.random.Generator:
     if seed < 0 or index < 0:
         raise InputError(f"seed and episode index must not be negative, got seed={seed}, index={index}")
     return np.random.Generator(np.random.Philox(key=[seed, SPLITS.index(split)], counter=[0, 0, index, 0]))
+
+
+def number_of_tasks(batch: MetaBatch) -> int:
+    """How many tasks a meta-batch of either form holds."""
+    return len(batch) if isinstance(batch, list) else len(batch.support.x)
+
+
+def tasks_of(batch: MetaBatch) -> list[Episode]:
+    """The single tasks of a meta-batch of either form."""
+    if isinstance(batch, list):
+        return batch
+    return [Episode(*(Samples(part.x[i], part.y[i]) for part in batch)) for i in range(number_of_tasks(batch))]
 
 
 def stack(episodes: list[Episode]) -> Episode:

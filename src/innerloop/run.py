@@ -73,9 +73,14 @@ def build(cfg: DictConfig) -> Parts:
         test_episodes=plain["test"]["episodes"],
         **arguments(of_module, EpisodeDataModule, "data"),
     )
+    if tasks.varied_ways and not learner.adaptation.frees_ways:
+        raise InputError(
+            f"algo={plain['algo']['name']} has a fixed head of {tasks.output_size} ways: data.min_ways needs a learner "
+            "that writes its head from the support set, such as protonet, r2d2, proto_maml or cnaps, or hypernet and "
+            "hybrid where algo.writes is head or head+film"
+        )
     # What does not fit, such as prototypes of real targets, is found here, before anything is written.
-    with torch.no_grad():
-        learner.evaluate_episode(module.episode("validation", 0))
+    learner.engine.map(learner.evaluate_episode, module.meta_batch("validation", [0]))
     return Parts(tasks, learner, module)
 
 

@@ -13,6 +13,11 @@ class Adaptation(nn.Module, ABC):
     Differentiable in the weights and in its own meta-parameters (the module's parameters); mutates nothing.
     """
 
+    @property
+    def frees_ways(self) -> bool:
+        """Whether the head fits the classes that the support has, so that a task may have fewer than the net."""
+        return False
+
     @abstractmethod
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
         """The adapted weights."""
@@ -35,6 +40,10 @@ class Chain(Adaptation):
     def __init__(self, *parts: Adaptation) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
+
+    @property
+    def frees_ways(self) -> bool:
+        return any(part.frees_ways for part in self.parts)
 
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
         for part in self.parts:

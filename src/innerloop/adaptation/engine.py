@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from innerloop.episodes import Episode, InputError
+from innerloop.episodes import Episode, InputError, MetaBatch, number_of_tasks, tasks_of
 from innerloop.nets.norm import fused_norms
 
 ENGINES = ("auto", "loop", "vmap")
@@ -22,6 +22,7 @@ class Engine:
 
     kind: "loop" keeps one task's graph at a time; "vmap" runs `chunk` tasks at once (None: all of them); "auto" is
     loop for convolutions on the CPU, where vmap would make slow grouped convolutions of them, and vmap otherwise.
+    A meta-batch that is a list of tasks, whose shapes may differ, runs in the loop; InputError if kind is "vmap".
     """
 
     def __init__(self, kind: str, modules: Sequence[nn.Module], chunk: int | None = None) -> None:
@@ -32,24 +33,31 @@ class Engine:
         self.kind, self.modules, self.chunk = kind, modules, chunk
         self._checked = False
 
-    def resolve(self, device: torch.device) -> str:
-        """ "loop" or "vmap", as "auto" decides on this device."""
+    def resolve(self, device: torch.device, ragged: bool = False) -> str:
+        """ "loop" or "vmap", as "auto" decides on this device; ragged: for a meta-batch that is a list of tasks."""
+        if ragged and self.kind == "vmap":
+            raise InputError(
+                "engine=vmap runs tasks of one shape at once, and these differ in their number of samples: "
+                "use engine=auto or engine=loop"
+            )
+        if ragged:
+            return "loop"
         if self.kind != "auto":
             return self.kind
         convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for module in self.modules for m in module.modules())
         return "loop" if convolutional and device.type == "cpu" else "vmap"
 
     def value_and_grad(
-        self, objective: Objective, parameters: Sequence[Tensor], batch: Episode
+        self, objective: Objective, parameters: Sequence[Tensor], batch: MetaBatch
     ) -> tuple[Tensor, list[Tensor], Outputs]:
         """The mean loss over the tasks, its gradient, and the outputs stacked over the tasks.
 
         Each chunk's graph is freed before the next is built. A parameter that the loss does not reach gets zeros.
         """
-        total = torch.zeros((), device=batch.support.x.device)
+        total = torch.zeros((), device=tree_leaves(batch)[0].device)
         gradient = [torch.zeros_like(p) for p in parameters]
         outputs = []
-        count = tree_leaves(batch)[0].shape[0]
+        count = number_of_tasks(batch)
         for losses, out in self._run(objective, batch):
             parts = torch.autograd.grad(losses.sum() / count, parameters, allow_unused=True)
             for g, part in zip(gradient, parts, strict=True):
@@ -59,24 +67,23 @@ class Engine:
             outputs.append(tree_map(torch.detach, out))
         return total, gradient, _join(outputs)
 
-    def map(self, function: Callable[[Episode], Outputs], batch: Episode) -> Outputs:
+    def map(self, function: Callable[[Episode], Outputs], batch: MetaBatch) -> Outputs:
         """The function's outputs, stacked over the tasks; no graph to the meta-parameters is kept."""
         with torch.no_grad():
             return _join(list(self._run(function, batch)))
 
-    def _run(self, function: Callable, batch: Episode) -> Iterator:
-        leaves = tree_leaves(batch)
-        count = leaves[0].shape[0]
-        if self.resolve(leaves[0].device) == "loop":
-            for i in range(count):
+    def _run(self, function: Callable, batch: MetaBatch) -> Iterator:
+        if self.resolve(tree_leaves(batch)[0].device, ragged=isinstance(batch, list)) == "loop":
+            for episode in tasks_of(batch):
                 with fused_norms():
-                    result = function(tree_map(lambda t, i=i: t[i], batch))
+                    result = function(episode)
                 yield tree_map(lambda t: t.unsqueeze(0), result)
             return
         if not self._checked:
             with RefuseInexact():
-                function(tree_map(lambda t: t[0], batch))
+                function(tasks_of(batch)[0])
             self._checked = True
+        count = number_of_tasks(batch)
         size = self.chunk or count
         for start in range(0, count, size):
             chunk = tree_map(lambda t, start=start: t[start : start + size], batch)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from innerloop.adaptation.adaptation import Adaptation
+from innerloop.adaptation.heads import classes_present, without_absent
 from innerloop.episodes import Samples, Weights, features
 from innerloop.nets.generator import Generator
 from innerloop.nets.set_encoder import SetEncoder
@@ -28,6 +29,9 @@ class Generate(Adaptation):
     read_features: the encoder reads what the net's own body makes of x under theta, not x itself (CNAPs, Requeima et
         al., 2019): for images.
     residual: False drops theta for the weights that are written, w = g(S; phi).
+
+    Where codes come one a class, those of classes that the support lacks have no say, and a head that is written has no
+    outputs for them.
     """
 
     def __init__(
@@ -42,17 +46,26 @@ class Generate(Adaptation):
         self.encoder, self.generator = encoder, generator
         self.read_features, self.residual = read_features, residual
 
+    @property
+    def frees_ways(self) -> bool:
+        return bool(self.generator.rows)
+
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
-        return self.write(weights, self.code(net, weights, support))
+        return self.write(weights, self.code(net, weights, support), support)
 
     def code(self, net: nn.Module, weights: Weights, support: Samples) -> Tensor:
         """What the support set is read as: (code_size,), or one code a class, (classes, code_size)."""
         x = features(net, weights, support.x) if self.read_features else support.x
         return self.encoder(x, support.y)
 
-    def write(self, weights: Weights, code: Tensor) -> Weights:
+    def write(self, weights: Weights, code: Tensor, support: Samples) -> Weights:
         """The task's weights from its code."""
+        if self.generator.by_class:
+            # With the mean of the others in place of the absent ones, the mean over all is that of the others.
+            present = classes_present(support.y, len(code)).unsqueeze(-1)
+            code = torch.where(present, code, (present * code).sum(0) / present.sum())
         written = self.generator(code)
         if self.residual:
             written = {name: weights[name] + value for name, value in written.items()}
-        return {**weights, **written}
+        weights = {**weights, **written}
+        return without_absent(weights, support) if self.frees_ways else weights

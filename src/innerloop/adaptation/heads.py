@@ -9,6 +9,25 @@ from innerloop.episodes import InputError, Samples, Weights, features
 from innerloop.nets.set_encoder import encode_labels
 
 
+def classes_present(y: Tensor, outputs: int) -> Tensor:
+    """Which of a net's outputs have a class among labels y (n,), bool; all, for a single logit and for real targets."""
+    if outputs == 1 or y.is_floating_point():
+        return torch.ones(outputs, dtype=torch.bool, device=y.device)
+    # Not F.one_hot, which looks at the values and so fails in a gradient under vmap.
+    return (y.unsqueeze(-1) == torch.arange(outputs, device=y.device)).any(0)
+
+
+def without_absent(weights: Weights, support: Samples) -> Weights:
+    """The same weights; classes that the support set lacks get so low a bias in the head that no softmax sees them.
+
+    Exactly: neither probabilities nor gradients depend on how many outputs a net has to spare.
+    """
+    bias = weights["head.bias"]
+    # Finite, since differences of -inf are NaN.
+    lowest = torch.finfo(bias.dtype).min / 2
+    return weights | {"head.bias": torch.where(classes_present(support.y, len(bias)), bias, lowest)}
+
+
 class ZeroHead(Adaptation):
     """A head of zeros, which knows nothing yet: where training a new classifier on given features starts from."""
 
@@ -24,6 +43,8 @@ class PrototypeHead(Adaptation):
     difference of the two. Needs class ids; raises InputError for real targets.
     """
 
+    frees_ways = True
+
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
         if support.y.is_floating_point():
             raise InputError("prototypes need class ids for labels, and these tasks have real targets")
@@ -34,7 +55,7 @@ class PrototypeHead(Adaptation):
         weight, bias = 2 * prototypes, -prototypes.square().sum(-1)
         if outputs == 1:
             weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
-        return weights | {"head.weight": weight, "head.bias": bias}
+        return without_absent(weights | {"head.weight": weight, "head.bias": bias}, support)
 
 
 class RidgeHead(Adaptation):
@@ -46,6 +67,8 @@ class RidgeHead(Adaptation):
 
     ridge: lambda at the start, above zero.
     """
+
+    frees_ways = True
 
     def __init__(self, ridge: float = 1.0) -> None:
         super().__init__()
@@ -61,7 +84,7 @@ class RidgeHead(Adaptation):
         solution = self.solve(f, y)
         if not support.y.is_floating_point():
             solution = self.log_scale.exp() * solution
-        return weights | {"head.weight": solution[:-1].T, "head.bias": solution[-1]}
+        return without_absent(weights | {"head.weight": solution[:-1].T, "head.bias": solution[-1]}, support)
 
     def solve(self, f: Tensor, y: Tensor) -> Tensor:
         """f (n, d), y (n, outputs) -> (d, outputs)."""

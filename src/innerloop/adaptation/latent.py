@@ -40,6 +40,10 @@ class LatentSteps(Adaptation):
         self.steps, self.eval_steps = steps, eval_steps
         self.rate: Tensor | float = nn.Parameter(torch.tensor(inner_lr)) if learn_lr else inner_lr
 
+    @property
+    def frees_ways(self) -> bool:
+        return self.generate.frees_ways
+
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
         return self.path(net, weights, support, self.steps)[-1]
 
@@ -51,10 +55,10 @@ class LatentSteps(Adaptation):
         codes = [self.generate.code(net, weights, support)]
 
         def objective(code: Tensor) -> Tensor:
-            return self.loss(net, self.generate.write(weights, code), support)
+            return self.loss(net, self.generate.write(weights, code, support), support)
 
         for _ in range(steps):
             code = codes[-1]
             gradient = grad(objective)(code.detach() if self.first_order else code)
             codes.append(code - self.rate * (gradient.detach() if self.first_order else gradient))
-        return [self.generate.write(weights, code) for code in codes]
+        return [self.generate.write(weights, code, support) for code in codes]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from innerloop.adaptation import Adaptation, Chain, GradientSteps, PrototypeHead, ZeroHead
 from innerloop.adaptation.engine import Outputs
-from innerloop.episodes import Episode, InputError, Loss, Metrics, Samples, weights_of
+from innerloop.episodes import Episode, InputError, Loss, MetaBatch, Metrics, Samples, tasks_of, weights_of
 from innerloop.learners.learner import MetaLearner
 
 HEADS = ("auto", "trained", "zero", "prototypes")
@@ -55,8 +55,8 @@ class FineTune(MetaLearner):
         if training_outputs is not None:
             self.classifier = nn.Linear(net.feature_size, training_outputs)  # type: ignore[arg-type]
 
-    def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
-        parts = [(part.x.flatten(0, 1), part.y.flatten(0, 1)) for part in batch]
+    def training_step(self, batch: MetaBatch, batch_idx: int) -> Tensor:
+        parts = [part for kind in zip(*tasks_of(batch), strict=True) for part in kind]
         whole = Samples(*(torch.cat(values)[None] for values in zip(*parts, strict=True)))
         return super().training_step(Episode(whole, whole), batch_idx)
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from innerloop.adaptation import Adaptation, Engine
 from innerloop.adaptation.engine import Outputs
-from innerloop.episodes import Episode, InputError, Loss, Metrics, Weights, apply, weights_of
+from innerloop.episodes import Episode, InputError, Loss, MetaBatch, Metrics, Weights, apply, weights_of
 from innerloop.errors import DivergedError
 from innerloop.metrics import AdaptationCurve, summarize
 from innerloop.nets.norm import BatchNorm, with_statistics_of
@@ -143,7 +143,7 @@ class MetaLearner(LightningModule):
 
     # The outer loop.
 
-    def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
+    def training_step(self, batch: MetaBatch, batch_idx: int) -> Tensor:
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         first = batch_idx % self.accumulate == 0
@@ -163,7 +163,7 @@ class MetaLearner(LightningModule):
                 scheduler.step()
         return value
 
-    def _backward(self, phase: Phase, batch: Episode, step: int) -> Tensor:
+    def _backward(self, phase: Phase, batch: MetaBatch, step: int) -> Tensor:
         parameters = [p for p in self.parameters() if p.requires_grad]
         moved = {id(p) for _, group in self.groups()[phase.group] for p in group}
         wanted = [p for p in parameters if id(p) in moved]
@@ -233,13 +233,13 @@ class MetaLearner(LightningModule):
     def on_test_epoch_start(self) -> None:
         self.curve.reset()
 
-    def validation_step(self, batch: Episode, batch_idx: int) -> None:
+    def validation_step(self, batch: MetaBatch, batch_idx: int) -> None:
         self._evaluate(batch)
 
-    def test_step(self, batch: Episode, batch_idx: int) -> None:
+    def test_step(self, batch: MetaBatch, batch_idx: int) -> None:
         self._evaluate(batch)
 
-    def _evaluate(self, batch: Episode) -> None:
+    def _evaluate(self, batch: MetaBatch) -> None:
         # In Lightning's inference mode the inner loop could not take gradients; tensors made in it stay unusable.
         with torch.inference_mode(False):
             batch = tree_map(lambda t: t.clone() if t.is_inference() else t, batch)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from innerloop.adaptation import PerStepNorms
 from innerloop.adaptation.engine import Outputs
-from innerloop.episodes import Episode, InputError, Loss, Metrics, weights_of
+from innerloop.episodes import Episode, InputError, Loss, MetaBatch, Metrics, weights_of
 from innerloop.learners.maml import MAML
 from innerloop.nets.norm import with_statistics_from
 
@@ -61,7 +61,7 @@ class MAMLPlusPlus(MAML):
         left = max(0.0, 1 - step / self.multi_step_until) if self.multi_step_until else 0.0
         return [left / k] * (k - 1) + [1 - left * (k - 1) / k]
 
-    def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
+    def training_step(self, batch: MetaBatch, batch_idx: int) -> Tensor:
         self.adaptation.first_order = self.always_first_order or self.global_step < self.first_order_until
         if self.adaptation.running is not None:
             seen = self.engine.map(self._observe, batch)

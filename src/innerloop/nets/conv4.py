@@ -11,19 +11,29 @@ from innerloop.nets.dense import ACTIVATIONS, choose
 from innerloop.nets.norm import NORMS
 
 
-class Block(nn.Module):
+class ConvNorm(nn.Module):
+    """Convolution of odd kernel size, padded to keep the positions (every stride-th of them), then norm."""
+
+    def __init__(self, channels: int, width: int, norm: str, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__()
+        # A bias before a norm that removes the mean is dead weight.
+        self.conv = nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=norm != "batch")
+        self.norm = choose("norm", norm, NORMS)(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class Block(ConvNorm):
     """3x3 convolution, norm, [2x2 max-pool], activation."""
 
     def __init__(self, channels: int, width: int, stride: int, pool: bool, norm: str, activation: str) -> None:
-        super().__init__()
-        # A bias before a norm that removes the mean is dead weight.
-        self.conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=norm != "batch")
-        self.norm = choose("norm", norm, NORMS)(width)
+        super().__init__(channels, width, norm, stride=stride)
         self.activation = choose("activation", activation, ACTIVATIONS)()
         self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.conv(x))
+        x = super().forward(x)
         # The activations rise, so pooling first gives the same values with a quarter of the work.
         return self.activation(F.max_pool2d(x, 2) if self.pool else x)
 

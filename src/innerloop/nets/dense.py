@@ -8,7 +8,20 @@ from torch import Tensor, nn
 
 from innerloop.episodes import InputError
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus}
+
+class LeakyReLU(nn.LeakyReLU):
+    """max(x, x / 10)."""
+
+    def __init__(self) -> None:
+        super().__init__(0.1)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": LeakyReLU,
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+}
 
 
 def choose(kind: str, name: str, choices: dict[str, type[nn.Module]]) -> type[nn.Module]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from innerloop.episodes import Episode, InputError, Samples, Split, Weights, apply
+from innerloop.episodes import InputError, MetaBatch, Samples, Split, Weights, apply
 
 
 class Tasks(ABC):
@@ -17,16 +17,21 @@ class Tasks(ABC):
 
     input_shape: the shape of one x. output_size: how many numbers the net gives for one x.
     metric: the name of the number that people compare, one of the keys that `metrics` returns.
+    varied_ways: whether tasks may have only the first few of `output_size` classes.
     """
 
     input_shape: tuple[int, ...]
     output_size: int
+    varied_ways: bool = False
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
 
     @abstractmethod
-    def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> Episode:
-        """A meta-batch with one episode for each random stream, each a function of its own stream alone."""
+    def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> MetaBatch:
+        """A meta-batch with one episode for each random stream, each a function of its own stream alone.
+
+        Stacked if all tasks of the family have one shape, else a list, whatever the shapes of those at hand.
+        """
 
     def pooled(self) -> "tuple[Tasks, int | None]":
         """The family for ordinary supervised training on all tasks at once, and the outputs that needs.

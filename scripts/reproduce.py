@@ -128,11 +128,11 @@ def read_tables(folder: Path) -> dict[str, Table]:
 
 
 def jobs_of(table: Table, runs: Path, row: str, extra: Sequence[str] = ()) -> list[Job]:
-    """The runs of one row, a seed each. extra: overrides of every run; of data, where the row's data know the key."""
+    """The runs of one row, a seed each. extra: overrides of every run; data.root, where the row's data have one."""
     overrides = table.overrides(row)
     data = next(o.partition("=")[2] for o in reversed(overrides) if o.startswith("data="))
     known = yaml.safe_load((ROOT / "conf" / "data" / f"{data}.yaml").read_text())
-    extra = [o for o in extra if not o.startswith("data.") or re.split("[.=]", o)[1] in known]
+    extra = [o for o in extra if not o.startswith("data.root=") or "root" in known]
     return [
         Job(
             f"{table.name}/{row} seed {seed}",

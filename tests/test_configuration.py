@@ -113,7 +113,7 @@ def test_keys_of_a_target_are_read(name: str) -> None:
     assert unread(merged(name), name.partition("/")[0]) == []
 
 
-@pytest.mark.parametrize("group", ["algo", "recipe"])
+@pytest.mark.parametrize("group", ["algo", "data", "recipe"])
 def test_every_part_is_part_of_something(group: str) -> None:
     lines = [line for name in names(group, f"{group}/part") for line in (CONF / f"{name}.yaml").read_text().split("\n")]
     named = {line.strip(" -").partition("@")[0].removeprefix("part/") for line in lines}
@@ -242,5 +242,17 @@ def test_a_planted_key_of_a_recipe_is_caught() -> None:
 
 def test_every_group_is_looked_at() -> None:
     groups = {str(p.parent.relative_to(CONF)) for p in CONF.rglob("*.yaml")}
-    looked_at = {".", "algo", "algo/part", "data", "experiment", "logger", "net", "recipe", "recipe/part", "trainer"}
+    looked_at = {
+        ".",
+        "algo",
+        "algo/part",
+        "data",
+        "data/part",
+        "experiment",
+        "logger",
+        "net",
+        "recipe",
+        "recipe/part",
+        "trainer",
+    }
     assert groups <= looked_at

@@ -290,6 +290,13 @@ def test_without_transduction_no_query_sees_another(engine: str) -> None:
     assert MAML(conv(norm="group"), cross_entropy, transductive=False).transductive
 
 
+def test_a_norm_that_cannot_but_see_the_other_queries_is_refused() -> None:
+    net = MLP(3, [5], 2)
+    net.body.append(nn.BatchNorm1d(5, track_running_stats=False))
+    with pytest.raises(InputError, match=r"transductive=false.*body\.3"):
+        MAML(net, cross_entropy, transductive=False)
+
+
 # Implicit gradients.
 
 

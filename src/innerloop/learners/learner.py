@@ -84,6 +84,8 @@ class MetaLearner(LightningModule):
                     f"the net's {name} keeps running statistics, which would pass from task to task: use "
                     "innerloop.nets.BatchNorm, or track_running_stats=False with engine=loop"
                 )
+            if not transductive and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                raise InputError(f"transductive=false: the net's {name} must be innerloop.nets.BatchNorm for that")
         self.net, self.adaptation = net, adaptation
         self.loss, self.metrics = loss, metrics or (lambda net, weights, samples: {"loss": loss(net, weights, samples)})
         self.outer_lr, self.optimizer, self.weight_decay = outer_lr, optimizer, weight_decay

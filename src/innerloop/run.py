@@ -2,8 +2,9 @@
 
 import inspect
 import logging
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -213,12 +214,16 @@ def evaluate(trainer: Trainer, parts: Parts, steps: str) -> tuple[dict[str, Any]
     learner, tasks = parts.learner, parts.tasks
     trainer.validate(learner, parts.data, verbose=False)
     means = [entry["mean"] for entry in learner.last_curve[tasks.metric][1:]]
-    step = len(means) - 1
-    if steps == "validation":
-        step = means.index(max(means) if tasks.higher_is_better else min(means))
+    step = best_step(means, tasks.higher_is_better) if steps == "validation" else len(means) - 1
     validation = test_results(learner.last_curve, parts.data.val_episodes, step)
     trainer.test(learner, parts.data, verbose=False)
     return validation, test_results(learner.last_curve, parts.data.test_episodes, step), learner.curve.compute()
+
+
+def best_step(means: Sequence[float], higher_is_better: bool) -> int:
+    """The number of inner steps with the best mean; one that is not a number is the worst."""
+    worth = [-math.inf if math.isnan(m) else m if higher_is_better else -m for m in means]
+    return worth.index(max(worth))
 
 
 def make_trainer(cfg: DictConfig, learner: MetaLearner, **extra: Any) -> Trainer:

@@ -12,6 +12,16 @@ from innerloop.episodes import InputError, Loss, Samples, Weights
 LEARNED_RATES = ("parameter", "tensor", "tensor_step")
 
 
+def checked(steps: int, eval_steps: int | None, inner_lr: float) -> tuple[int, int]:
+    """The inner steps in training and in evaluation (None: the same); InputError if one, or the rate, cannot be."""
+    eval_steps = steps if eval_steps is None else eval_steps
+    if steps < 0 or eval_steps < 0:
+        raise InputError(f"inner_steps and eval_inner_steps must not be negative, got {steps} and {eval_steps}")
+    if not inner_lr > 0:
+        raise InputError(f"inner_lr must be above zero, got {inner_lr}")
+    return steps, eval_steps
+
+
 class GradientSteps(Adaptation):
     """K steps w <- w - rate * grad L^S(w) (MAML, Finn et al., 2017, eq. 1).
 
@@ -40,18 +50,13 @@ class GradientSteps(Adaptation):
         clip: float | None = None,
     ) -> None:
         super().__init__()
-        eval_steps = steps if eval_steps is None else eval_steps
-        if steps < 0 or eval_steps < 0:
-            raise InputError(f"inner_steps and eval_inner_steps must not be negative, got {steps} and {eval_steps}")
-        if not inner_lr > 0:
-            raise InputError(f"inner_lr must be above zero, got {inner_lr}")
         if clip is not None and not clip > 0:
             raise InputError(f"inner_clip must be above zero, got {clip}")
         if learn_lr is not None and learn_lr not in LEARNED_RATES:
             raise InputError(f"unknown learn_lr {learn_lr!r}; choose one of null, {', '.join(LEARNED_RATES)}")
         if only is not None and weights is not None and not any(name.startswith(f"{only}.") for name in weights):
             raise InputError(f"only={only}: this net has no such part, only {', '.join(weights)}")
-        self.loss, self.steps, self.eval_steps = loss, steps, eval_steps
+        self.loss, (self.steps, self.eval_steps) = loss, checked(steps, eval_steps, inner_lr)
         self.inner_lr, self.first_order, self.only, self.clip = inner_lr, first_order, only, clip
         self.rates: nn.ParameterDict | None = None
         if learn_lr is not None:

@@ -6,7 +6,8 @@ from torch.func import grad
 
 from innerloop.adaptation.adaptation import Adaptation
 from innerloop.adaptation.generate import Generate
-from innerloop.episodes import InputError, Loss, Samples, Weights
+from innerloop.adaptation.gradient import checked
+from innerloop.episodes import Loss, Samples, Weights
 
 
 class LatentSteps(Adaptation):
@@ -31,13 +32,8 @@ class LatentSteps(Adaptation):
         learn_lr: bool = False,
     ) -> None:
         super().__init__()
-        eval_steps = steps if eval_steps is None else eval_steps
-        if steps < 0 or eval_steps < 0:
-            raise InputError(f"inner_steps and eval_inner_steps must not be negative, got {steps} and {eval_steps}")
-        if not inner_lr > 0:
-            raise InputError(f"inner_lr must be above zero, got {inner_lr}")
         self.loss, self.generate, self.first_order = loss, generate, first_order
-        self.steps, self.eval_steps = steps, eval_steps
+        self.steps, self.eval_steps = checked(steps, eval_steps, inner_lr)
         self.rate: Tensor | float = nn.Parameter(torch.tensor(inner_lr)) if learn_lr else inner_lr
 
     @property

@@ -165,9 +165,25 @@ def test_adapting_a_part_is_a_rate_of_zero_elsewhere(only: str, engine: str, chu
         assert torch.equal(adapted[name], w) != name.startswith(only), name
 
 
-def test_a_part_that_the_net_lacks_is_refused() -> None:
-    with pytest.raises(InputError, match="only=body"):
-        MAML(Linear(3, 1), squared, only="body")
+@pytest.mark.parametrize(
+    ("learner", "setting", "message"),
+    [
+        (MAML, {"only": "neck"}, "only=neck: this net has no such part"),
+        (MAML, {"learn_lr": "tensor_step", "inner_steps": 0}, "at least one inner step"),
+        (CAVIA, {"context_size": 0}, "context_size must be above zero"),
+        (CAVIA, {"inner_lr": -1.0}, "inner_lr must be above zero"),
+        (LEO, {"inner_steps": -1}, "must not be negative"),
+        (IMAML, {"proximal": 0.0}, "proximal must be above zero"),
+        (IMAML, {"cg_steps": 0}, "cg_steps must be above zero"),
+        (Reptile, {"minibatches": 0}, "minibatches must be above zero"),
+        (R2D2, {"ridge": 0.0}, "ridge must be above zero"),
+        (FineTune, {"head": "new"}, "choose one of auto, trained, zero, prototypes"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(learner: type[MetaLearner], setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        learner(dense(), squared, **setting)  # type: ignore[arg-type]
 
 
 # Batch statistics of the support set.

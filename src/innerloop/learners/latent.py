@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from innerloop.adaptation import Generate, LatentSteps, ZeroCode
-from innerloop.episodes import Loss, Metrics, weights_of
+from innerloop.episodes import InputError, Loss, Metrics, weights_of
 from innerloop.learners.hypernet import TwoPart, convolutional, task_relation_model
 from innerloop.learners.learner import MetaLearner
 from innerloop.nets import Generator
@@ -35,6 +35,8 @@ class CAVIA(MetaLearner):
         learn_lr: bool = False,
         **outer: Any,
     ) -> None:
+        if context_size < 1:
+            raise InputError(f"context_size must be above zero, got {context_size}")
         theta = weights_of(net)
         biases = [name for name in theta if name.endswith("bias")]
         names = [name for name in theta if ".norm." in name] if convolutional(net) else biases[:1]

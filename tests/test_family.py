@@ -207,7 +207,11 @@ def test_without_transduction_no_query_sees_another(engine: str) -> None:
     handle.remove()
     close([seen["y"][len(episode.support.x) :]], [by_hand])
     # Without batch norms there is nothing to choose.
-    assert MAML(conv(norm="group"), cross_entropy, transductive=False).transductive
+    group = MAML(conv(norm="group"), cross_entropy, transductive=False)
+    assert group.query_net(episode) is group.net
+    assert not group.transductive
+    assert not blind.transductive
+    assert MAML(conv(), cross_entropy).transductive
 
 
 def test_a_norm_that_cannot_but_see_the_other_queries_is_refused() -> None:

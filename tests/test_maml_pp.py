@@ -101,6 +101,8 @@ def test_running_statistics_become_those_after_each_step_and_part_the_queries() 
     learner.adaptation.keep({name: value.mean(0) for name, value in seen.items()}, momentum=1.0)
     before = copy.deepcopy(learner.state_dict())
     learner.eval()
+    assert maml.transductive
+    assert not learner.transductive
     # Statistics of this very task: they give what batch statistics give.
     close(learner.predict_episode(episode)[1:], maml.predict_episode(episode)[1:])
     one = Episode(episode.support, Samples(episode.query.x[:1], episode.query.y[:1]))

@@ -39,7 +39,7 @@ def evaluate_run(cfg: DictConfig) -> None:
             "net": cfg.net.name,
             "seed": cfg.seed,
             "parameters": sum(p.numel() for p in parts.learner.parameters() if p.requires_grad),
-            **test_conditions(cfg),
+            **test_conditions(cfg, parts.learner),
             "validation": validation,
             "test": test,
         }

@@ -63,7 +63,7 @@ def build(cfg: DictConfig) -> Parts:
     net = _make(plain["net"], "net", input_shape=tasks.input_shape, output_size=tasks.output_size)
     given = {"net": net, "loss": tasks.loss, "metrics": tasks.metrics}
     drawn = tasks
-    if getattr(locate(plain["algo"]["_target_"], "algo._target_"), "pools", False):
+    if getattr(_target(plain["algo"], "algo"), "pools", False):
         drawn, given["training_outputs"] = tasks.pooled()
     learner = _make(plain["algo"], "algo", **given)
     module = EpisodeDataModule(
@@ -92,10 +92,14 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     return plain  # type: ignore[return-value]
 
 
-def _make(node: Mapping[str, Any], key: str, **given: Any) -> Any:
+def _target(node: Mapping[str, Any], key: str) -> Any:
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise InputError(f"{key} must name a configuration with a _target_, got {node}")
-    target = locate(node["_target_"], f"{key}._target_")
+    return locate(node["_target_"], f"{key}._target_")
+
+
+def _make(node: Mapping[str, Any], key: str, **given: Any) -> Any:
+    target = _target(node, key)
     rest = {name: value for name, value in node.items() if name not in ("name", "_target_")}
     return target(**arguments(rest, target, key), **given)
 
@@ -171,7 +175,7 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
             "train_cpu_seconds": session.cpu_seconds,
             "steps_per_second": trainer.global_step / session.wall_seconds,
             **session.peak_memory,
-            **test_conditions(cfg),
+            **test_conditions(cfg, learner),
             "validation": validation,
             "test": test,
         }
@@ -189,11 +193,9 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
     return validation[tasks.metric]["mean"]
 
 
-def test_conditions(cfg: DictConfig) -> dict[str, Any]:
+def test_conditions(cfg: DictConfig, learner: MetaLearner) -> dict[str, Any]:
     """What an accuracy is to be read with: the net's norm, whether queries share its statistics, and their number."""
-    norm, algo = cfg.net.get("norm"), cfg.algo
-    shared = norm == "batch" and algo.get("transductive", True) and not algo.get("running_statistics", False)
-    return {"norm": norm, "transductive": shared, "queries": cfg.data.get("queries")}
+    return {"norm": cfg.net.get("norm"), "transductive": learner.transductive, "queries": cfg.data.get("queries")}
 
 
 def load_weights(learner: MetaLearner, path: Path) -> None:

@@ -8,6 +8,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from innerloop.episodes import Episode, InputError, MetaBatch, number_of_tasks, tasks_of
+from innerloop.nets.conv4 import convolutional
 from innerloop.nets.norm import fused_norms
 
 ENGINES = ("auto", "loop", "vmap")
@@ -44,8 +45,7 @@ class Engine:
             return "loop"
         if self.kind != "auto":
             return self.kind
-        convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for module in self.modules for m in module.modules())
-        return "loop" if convolutional and device.type == "cpu" else "vmap"
+        return "loop" if any(map(convolutional, self.modules)) and device.type == "cpu" else "vmap"
 
     def value_and_grad(
         self, objective: Objective, parameters: Sequence[Tensor], batch: MetaBatch

@@ -75,7 +75,7 @@ class RidgeHead(Adaptation):
         if not ridge > 0:
             raise InputError(f"ridge must be above zero, got {ridge}")
         self.log_ridge = nn.Parameter(torch.tensor(ridge).log())
-        # One-hot targets fit to at most 1, too little for a softmax; 10 is near what is learned.
+        # One-hot targets fit to at most 1, which leaves a softmax over a few classes nearly uniform.
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
 
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:

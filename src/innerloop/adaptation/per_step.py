@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from innerloop.adaptation.gradient import GradientSteps
 from innerloop.episodes import Samples, Weights, apply
-from innerloop.nets.norm import BatchNorm, Moments, moments, statistics_from
+from innerloop.nets.norm import BatchNorm, Moments, Source, moments, statistics_from
 
 
 class PerStepNorms(GradientSteps):
@@ -32,7 +32,7 @@ class PerStepNorms(GradientSteps):
             {
                 name.replace(".", "/"): torch.zeros(self.steps + 1, *w.shape, dtype=w.dtype, device=w.device)
                 for name, w in weights.items()
-                if ".norm" in name
+                if ".norm." in name
             }
         )
 
@@ -50,10 +50,12 @@ class PerStepNorms(GradientSteps):
     def objective(self, net: nn.Module, weights: Weights, support: Samples, k: int, start: Weights) -> Tensor:
         return super().objective(net, self._view(weights, k), support, k, start)
 
-    def running_at(self, net: nn.Module, k: int) -> "_Running":
+    def running_at(self, net: nn.Module, k: int) -> Source:
         """The running statistics of step k, for `statistics_from`."""
         assert self.running is not None
-        return _Running(net, self.running, min(k, self.steps))
+        names: dict[nn.Module, str] = {norm: name for name, norm in batch_norms(net).items()}
+        rows = {name: buffer[min(k, self.steps)] for name, buffer in self.running.named_buffers()}
+        return lambda norm, x: (rows[_key("mean", names[norm])], rows[_key("variance", names[norm])])
 
     def observe(self, net: nn.Module, weights: Weights, support: Samples, query: Samples) -> dict[str, Tensor]:
         """One task's batch statistics of the query after each inner step, by the names of the buffers."""
@@ -88,19 +90,6 @@ class PerStepNorms(GradientSteps):
             n: w + self.offsets[key][at] if (key := n.replace(".", "/")) in self.offsets else w
             for n, w in weights.items()
         }
-
-
-class _Running:
-    """Hands each batch norm its running statistics of one step."""
-
-    def __init__(self, net: nn.Module, running: nn.Module, k: int) -> None:
-        self.names: dict[nn.Module, str] = {norm: name for name, norm in batch_norms(net).items()}
-        self.running, self.k = running, k
-
-    def __call__(self, norm: nn.Module, x: Tensor) -> Moments:
-        name = self.names[norm]
-        mean, variance = (self.running.get_buffer(_key(what, name))[self.k] for what in ("mean", "variance"))
-        return mean, variance
 
 
 def batch_norms(net: nn.Module) -> dict[str, BatchNorm]:

@@ -1,7 +1,7 @@
 """The baseline without which no table is honest: ordinary training on all tasks at once, then fine-tuning."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class FineTune(MetaLearner):
     `GradientSteps`. The rest: see `MetaLearner`.
     """
 
-    pools: ClassVar[bool] = True
+    pools = True
 
     def __init__(
         self,

@@ -9,16 +9,11 @@ from innerloop.adaptation import Adaptation, Chain, Generate
 from innerloop.adaptation.engine import Outputs
 from innerloop.episodes import Episode, InputError, Loss, Metrics, weights_of
 from innerloop.learners.learner import MetaLearner, Phase
-from innerloop.nets import Generator, SetEncoder
+from innerloop.nets import Generator, SetEncoder, convolutional
 
 WRITES = ("auto", "all", "head", "film", "head+film")
 ENCODERS = ("deepsets", "attention")
 UPDATES = ("joint", "alternating")
-
-
-def convolutional(net: nn.Module) -> bool:
-    """Whether the net has convolutions."""
-    return any(isinstance(m, nn.modules.conv._ConvNd) for m in net.modules())
 
 
 def task_relation_model(

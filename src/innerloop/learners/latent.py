@@ -6,9 +6,9 @@ from torch import nn
 
 from innerloop.adaptation import Generate, LatentSteps, ZeroCode
 from innerloop.episodes import InputError, Loss, Metrics, weights_of
-from innerloop.learners.hypernet import TwoPart, convolutional, task_relation_model
+from innerloop.learners.hypernet import TwoPart, task_relation_model
 from innerloop.learners.learner import MetaLearner
-from innerloop.nets import Generator
+from innerloop.nets import Generator, convolutional
 
 
 class CAVIA(MetaLearner):

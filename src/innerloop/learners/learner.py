@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -50,6 +50,9 @@ class MetaLearner(LightningModule):
     one `global_step`.
     """
 
+    pools: ClassVar[bool] = False
+    """Whether it trains on pooled tasks and so takes `training_outputs`, see `Tasks.pooled`."""
+
     def __init__(
         self,
         net: nn.Module,
@@ -91,7 +94,7 @@ class MetaLearner(LightningModule):
         self.outer_lr, self.optimizer, self.weight_decay = outer_lr, optimizer, weight_decay
         self.schedule, self.outer_clip, self.accumulate = schedule, outer_clip, accumulate
         self.engine = Engine(engine, [net, adaptation], chunk)
-        self.transductive = transductive or not any(isinstance(m, BatchNorm) for m in net.modules())
+        self.by_support = not transductive and any(isinstance(m, BatchNorm) for m in net.modules())
         self.curve = AdaptationCurve()
         self.last_curve: Mapping[str, list[dict[str, float]]] = {}
 
@@ -121,7 +124,13 @@ class MetaLearner(LightningModule):
 
         step: the number of inner steps that the query is judged after; None: all of training.
         """
-        return self.net if self.transductive else with_statistics_of(self.net, episode.support.x)
+        return with_statistics_of(self.net, episode.support.x) if self.by_support else self.net
+
+    @property
+    def transductive(self) -> bool:
+        """Whether, in evaluation, a query's prediction depends on the other queries of its task."""
+        norms = (BatchNorm, nn.modules.batchnorm._BatchNorm)
+        return not self.by_support and any(isinstance(m, norms) for m in self.net.modules())
 
     @torch.no_grad()
     def report_on(self, weights: Weights, episode: Episode) -> Outputs:

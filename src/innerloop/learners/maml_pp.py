@@ -44,7 +44,7 @@ class MAMLPlusPlus(MAML):
         for name, value in {"multi_step_until": multi_step_until, "first_order_until": first_order_until}.items():
             if value < 0:
                 raise InputError(f"{name} must not be negative, got {value}")
-        if running_statistics and not self.transductive:
+        if running_statistics and self.by_support:
             raise InputError("running_statistics=true and transductive=false both say what batch norms use: choose one")
         self.multi_step_until, self.first_order_until = multi_step_until, first_order_until
         self.always_first_order = self.adaptation.first_order
@@ -79,6 +79,10 @@ class MAMLPlusPlus(MAML):
         if step is None or self.training or self.adaptation.running is None:
             return super().query_net(episode, step)
         return with_statistics_from(self.net, self.adaptation.running_at(self.net, step))
+
+    @property
+    def transductive(self) -> bool:
+        return super().transductive and self.adaptation.running is None
 
     def _observe(self, episode: Episode) -> Outputs:
         return self.adaptation.observe(self.net, weights_of(self.net), episode.support, episode.query)

@@ -1,10 +1,21 @@
 """Nets that are adapted, and the parts of hypernetworks. Every norm is exact under `torch.vmap`."""
 
-from innerloop.nets.conv4 import Conv4
+from innerloop.nets.conv4 import Conv4, convolutional
 from innerloop.nets.dense import MLP, Linear
 from innerloop.nets.generator import Generator
 from innerloop.nets.norm import BatchNorm, GroupNorm, LayerNorm
 from innerloop.nets.resnet12 import ResNet12
 from innerloop.nets.set_encoder import SetEncoder
 
-__all__ = ["MLP", "BatchNorm", "Conv4", "Generator", "GroupNorm", "LayerNorm", "Linear", "ResNet12", "SetEncoder"]
+__all__ = [
+    "MLP",
+    "BatchNorm",
+    "Conv4",
+    "Generator",
+    "GroupNorm",
+    "LayerNorm",
+    "Linear",
+    "ResNet12",
+    "SetEncoder",
+    "convolutional",
+]

@@ -11,6 +11,11 @@ from innerloop.nets.dense import ACTIVATIONS, choose
 from innerloop.nets.norm import NORMS
 
 
+def convolutional(module: nn.Module) -> bool:
+    """Whether there are convolutions in it."""
+    return any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
+
+
 class ConvNorm(nn.Module):
     """Convolution of odd kernel size, padded to keep the positions (every stride-th of them), then norm."""
 

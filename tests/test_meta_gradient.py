@@ -17,7 +17,7 @@ from innerloop.nets import MLP, Conv4, Linear
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-ENGINES = [("loop", None), ("vmap", None), ("vmap", 2)]
+ENGINES = [("loop", None), ("threads", 2), ("vmap", None), ("vmap", 2)]
 every_engine = pytest.mark.parametrize(("engine", "chunk"), ENGINES)
 
 

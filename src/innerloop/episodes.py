@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from innerloop.errors import InputError as InputError
 
@@ -47,7 +46,30 @@ Metrics = Callable[[nn.Module, Weights, Samples], dict[str, Tensor]]
 
 def apply(net: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """The net's output on x under the given weights; differentiable in them, and the net itself is left alone."""
-    return functional_call(net, dict(weights), (x,), strict=False)
+    return with_weights(net, weights)(x)
+
+
+def with_weights(net: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A net of the same modules with these tensors for its parameters of the same names; it shares everything else.
+
+    `torch.func.functional_call` puts the tensors into the net for as long as it runs: two threads cannot use it on the
+    same net.
+    """
+    tensors = {id(p): weights[name] for name, p in net.named_parameters() if name in weights}
+    return _twin(net, tensors, {})
+
+
+def _twin(module: nn.Module, tensors: Mapping[int, Tensor], made: dict[int, nn.Module]) -> nn.Module:
+    if id(module) not in made:
+        twin = made[id(module)] = object.__new__(type(module))
+        state = vars(twin)
+        state.update(vars(module))
+        # By identity, so that modules and parameters that occur twice in a net still do.
+        state["_parameters"] = {name: tensors.get(id(p), p) for name, p in module._parameters.items()}
+        state["_modules"] = {
+            name: child if child is None else _twin(child, tensors, made) for name, child in module._modules.items()
+        }
+    return made[id(module)]
 
 
 def features(net: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:

@@ -1,6 +1,11 @@
-"""Runs a function of one task over a meta-batch: one task after the other, or all at once under `torch.vmap`."""
+"""Runs a function of one task over a meta-batch: one after the other, in threads, or all at once by `torch.vmap`."""
 
+import contextvars
+import itertools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +16,25 @@ from innerloop.episodes import Episode, InputError, MetaBatch, number_of_tasks, 
 from innerloop.nets.conv4 import convolutional
 from innerloop.nets.norm import fused_norms
 
-ENGINES = ("auto", "loop", "vmap")
+ENGINES = ("auto", "loop", "threads", "vmap")
 
 Outputs = dict[str, Tensor]
 Objective = Callable[[Episode], tuple[Tensor, Outputs]]
 """One task's loss and what to report of it."""
 
+Result = TypeVar("Result")
+
 
 class Engine:
     """Maps one task's function over a meta-batch. The engine changes cost, never the definition.
 
-    kind: "loop" keeps one task's graph at a time; "vmap" runs `chunk` tasks at once (None: all of them); "auto" is
-    loop for convolutions on the CPU, where vmap would make slow grouped convolutions of them, and vmap otherwise.
-    A meta-batch that is a list of tasks, whose shapes may differ, runs in the loop; InputError if kind is "vmap".
+    kind: "loop" keeps one task's graph at a time. "threads" runs `chunk` tasks at once (None: as many as torch has
+    threads), each in a thread that loops over an equal, consecutive share of the tasks with its part of torch's
+    threads, and adds up their gradients in order: the same numbers each time, for one number of threads. What tasks
+    share must then be left alone: call nets by `innerloop.episodes.apply`. "vmap" runs `chunk` tasks at once (None:
+    all). "auto" is threads for convolutions on the CPU, where vmap would make slow grouped convolutions of them, and
+    vmap otherwise.
+    A meta-batch that is a list of tasks, whose shapes may differ, is never run by vmap; InputError if kind is "vmap".
     """
 
     def __init__(self, kind: str, modules: Sequence[nn.Module], chunk: int | None = None) -> None:
@@ -35,17 +46,20 @@ class Engine:
         self._checked = False
 
     def resolve(self, device: torch.device, ragged: bool = False) -> str:
-        """ "loop" or "vmap", as "auto" decides on this device; ragged: for a meta-batch that is a list of tasks."""
+        """What "auto" is on this device; ragged: for a meta-batch that is a list of tasks."""
+        on_cpu = device.type == "cpu"
         if ragged and self.kind == "vmap":
             raise InputError(
                 "engine=vmap runs tasks of one shape at once, and these differ in their number of samples: "
                 "use engine=auto or engine=loop"
             )
-        if ragged:
-            return "loop"
+        if self.kind == "threads" and not on_cpu:
+            raise InputError("engine=threads is for the CPU: on a GPU use engine=auto, vmap or loop")
         if self.kind != "auto":
             return self.kind
-        return "loop" if any(map(convolutional, self.modules)) and device.type == "cpu" else "vmap"
+        if on_cpu and any(map(convolutional, self.modules)):
+            return "threads"
+        return "loop" if ragged else "vmap"
 
     def value_and_grad(
         self, objective: Objective, parameters: Sequence[Tensor], batch: MetaBatch
@@ -54,26 +68,67 @@ class Engine:
 
         Each chunk's graph is freed before the next is built. A parameter that the loss does not reach gets zeros.
         """
-        total = torch.zeros((), device=tree_leaves(batch)[0].device)
-        gradient = [torch.zeros_like(p) for p in parameters]
-        outputs = []
         count = number_of_tasks(batch)
-        for losses, out in self._run(objective, batch):
-            parts = torch.autograd.grad(losses.sum() / count, parameters, allow_unused=True)
-            for g, part in zip(gradient, parts, strict=True):
-                if part is not None:
-                    g += part
-            total = total + losses.detach().sum() / count
-            outputs.append(tree_map(torch.detach, out))
+
+        def of_share(share: MetaBatch) -> tuple[Tensor, list[Tensor], list[Outputs]]:
+            total = torch.zeros((), device=tree_leaves(batch)[0].device)
+            gradient, outputs = [torch.zeros_like(p) for p in parameters], []
+            for losses, out in self._run(objective, share):
+                parts = torch.autograd.grad(losses.sum() / count, parameters, allow_unused=True)
+                for g, part in zip(gradient, parts, strict=True):
+                    if part is not None:
+                        g += part
+                total = total + losses.detach().sum() / count
+                outputs.append(tree_map(torch.detach, out))
+            return total, gradient, outputs
+
+        (total, gradient, outputs), *others = self._each_share(of_share, batch)
+        for value, other, out in others:
+            total = total + value
+            gradient = [g + part for g, part in zip(gradient, other, strict=True)]
+            outputs += out
         return total, gradient, _join(outputs)
 
     def map(self, function: Callable[[Episode], Outputs], batch: MetaBatch) -> Outputs:
         """The function's outputs, stacked over the tasks; no graph to the meta-parameters is kept."""
-        with torch.no_grad():
-            return _join(list(self._run(function, batch)))
+
+        def of_share(share: MetaBatch) -> list[Outputs]:
+            with torch.no_grad():
+                return list(self._run(function, share))
+
+        return _join([out for outputs in self._each_share(of_share, batch) for out in outputs])
+
+    def _each_share(self, function: Callable[[MetaBatch], Result], batch: MetaBatch) -> list[Result]:
+        """The function's results on consecutive shares of the tasks, in order: one share, or one for each worker."""
+        workers = 1
+        if self._kind_for(batch) == "threads":
+            workers = min(self.chunk or torch.get_num_threads(), number_of_tasks(batch))
+        if workers == 1:
+            return [function(batch)]
+        tasks, threads = tasks_of(batch), torch.get_num_threads()
+        edges = [len(tasks) * i // workers for i in range(workers + 1)]
+        inside = thread_settings()
+
+        def work(share: list[Episode]) -> Result:
+            torch.set_num_threads(max(threads // workers, 1))
+            with inside():
+                return function(share)
+
+        try:
+            with ThreadPoolExecutor(workers) as pool:
+                jobs = [
+                    pool.submit(contextvars.copy_context().run, work, tasks[first:last])
+                    for first, last in itertools.pairwise(edges)
+                ]
+            return [job.result() for job in jobs]
+        finally:
+            torch.set_num_threads(threads)  # what a thread sets is also what later threads start with
+
+    def _kind_for(self, batch: MetaBatch) -> str:
+        return self.resolve(tree_leaves(batch)[0].device, ragged=isinstance(batch, list))
 
     def _run(self, function: Callable, batch: MetaBatch) -> Iterator:
-        if self.resolve(tree_leaves(batch)[0].device, ragged=isinstance(batch, list)) == "loop":
+        if self._kind_for(batch) != "vmap":
             for episode in tasks_of(batch):
                 with fused_norms():
                     result = function(episode)
@@ -88,6 +143,23 @@ class Engine:
         for start in range(0, count, size):
             chunk = tree_map(lambda t, start=start: t[start : start + size], batch)
             yield torch.vmap(function)(chunk)
+
+
+def thread_settings() -> Callable[[], AbstractContextManager[None]]:
+    """A context manager with this thread's autograd and autocast modes, for other threads: they start with torch's."""
+    gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    cast, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    @contextmanager
+    def settings() -> Iterator[None]:
+        with (
+            torch.inference_mode(inference),
+            torch.set_grad_enabled(gradients),
+            torch.autocast("cpu", dtype=dtype, enabled=cast),
+        ):
+            yield
+
+    return settings
 
 
 class RefuseInexact(TorchFunctionMode):

@@ -53,25 +53,30 @@ class PerStepNorms(GradientSteps):
     def running_at(self, net: nn.Module, k: int) -> Source:
         """The running statistics of step k, for `statistics_from`."""
         assert self.running is not None
-        names: dict[nn.Module, str] = {norm: name for name, norm in batch_norms(net).items()}
+        names = {norm.identity: name for name, norm in batch_norms(net).items()}
         rows = {name: buffer[min(k, self.steps)] for name, buffer in self.running.named_buffers()}
-        return lambda norm, x: (rows[_key("mean", names[norm])], rows[_key("variance", names[norm])])
+
+        def kept(norm: BatchNorm, x: Tensor) -> Moments:
+            name = names[norm.identity]
+            return rows[_key("mean", name)], rows[_key("variance", name)]
+
+        return kept
 
     def observe(self, net: nn.Module, weights: Weights, support: Samples, query: Samples) -> dict[str, Tensor]:
         """One task's batch statistics of the query after each inner step, by the names of the buffers."""
         norms = batch_norms(net)
         rows: dict[str, list[Tensor]] = {}
         for w in self.path(net, weights, support, self.steps):
-            seen: dict[nn.Module, Moments] = {}
+            seen: dict[object, Moments] = {}
 
-            def note(norm: nn.Module, x: Tensor, seen: dict[nn.Module, Moments] = seen) -> Moments:
-                seen[norm] = moments(x)
-                return seen[norm]
+            def note(norm: BatchNorm, x: Tensor, seen: dict[object, Moments] = seen) -> Moments:
+                seen[norm.identity] = moments(x)
+                return seen[norm.identity]
 
             with statistics_from(note):
                 apply(net, w, query.x)
             for name, norm in norms.items():
-                for what, value in zip(("mean", "variance"), seen[norm], strict=True):
+                for what, value in zip(("mean", "variance"), seen[norm.identity], strict=True):
                     rows.setdefault(_key(what, name), []).append(value)
         return {name: torch.stack(values) for name, values in rows.items()}
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Moments = tuple[Tensor, Tensor]
-Source = Callable[[nn.Module, Tensor], Moments]
-"""(a batch norm, its input) -> the mean and variance of each channel that it is to use."""
+Source = Callable[["BatchNorm", Tensor], Moments]
+"""(a batch norm or its copy with other weights, its input) -> the mean and variance of each channel to use."""
 
 _fused: ContextVar[bool] = ContextVar("_fused", default=False)
 _source: ContextVar[Source | None] = ContextVar("_source", default=None)
@@ -52,9 +52,9 @@ def moments(x: Tensor) -> Moments:
 def with_statistics_from(net: nn.Module, source: Source) -> nn.Module:
     """The same net, whose batch norms always take their statistics from `source`; its weights are no copies."""
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
         with statistics_from(source):
-            return net.forward(x)
+            return type(net).forward(self, x)
 
     return _with_forward(net, forward)
 
@@ -67,17 +67,18 @@ def with_statistics_of(net: nn.Module, reference: Tensor) -> nn.Module:
     """
     m = len(reference)
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
         with statistics_from(lambda norm, features: moments(features[:m])):
-            return net.forward(torch.cat([reference, x]))[m:]
+            return type(net).forward(self, torch.cat([reference, x]))[m:]
 
     return _with_forward(net, forward)
 
 
-def _with_forward(net: nn.Module, forward: Callable[[Tensor], Tensor]) -> nn.Module:
-    # A shallow copy shares the registries of parameters and submodules, so that functional_call sees the same names.
+def _with_forward(net: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor]) -> nn.Module:
+    # A shallow copy shares the registries of parameters and submodules. In its class and not in the object, so that
+    # copies with other weights run on those.
     view = copy.copy(net)
-    object.__setattr__(view, "forward", forward)
+    view.__class__ = type(type(net).__name__, (type(net),), {"forward": forward})
     return view
 
 
@@ -95,6 +96,8 @@ class BatchNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.eps = eps
+        self.identity = object()
+        """The same in copies of this norm with other weights, see `innerloop.episodes.with_weights`."""
 
     def forward(self, x: Tensor) -> Tensor:
         source = _source.get()

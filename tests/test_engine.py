@@ -1,0 +1,148 @@
+"""Tasks in threads: the loop's numbers, whatever runs beside; and nets whose weights are given, not put in."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from conftest import class_batch, cross_entropy, randomise, regression_batch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from innerloop.adaptation import Engine
+from innerloop.episodes import Episode, InputError, apply, tasks_of, weights_of, with_weights
+from innerloop.learners import MAML, MetaLearner
+from innerloop.nets import MLP, Conv4, ResNet12
+
+
+def conv_learner(engine: str, chunk: int | None = None) -> MetaLearner:
+    torch.manual_seed(0)
+    return MAML(Conv4((1, 17, 17), 3, width=4), cross_entropy, inner_lr=0.3, inner_steps=2, engine=engine, chunk=chunk)
+
+
+def all_of(learner: MetaLearner, batch: Episode | list[Episode]) -> list[Tensor]:
+    """Value, meta-gradient and the evaluation's outputs."""
+    value, gradient, _ = learner.engine.value_and_grad(learner.query_objective, list(learner.parameters()), batch)
+    return [value, *gradient, learner.engine.map(learner.evaluate_episode, batch)["loss"]]
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("threads", [1, 2, 3, 9])
+def test_threads_are_the_loop(threads: int, ragged: bool) -> None:
+    batch: Episode | list[Episode] = class_batch(tasks=5, ways=3, shots=2, queries=2)
+    batch = tasks_of(batch) if ragged else batch
+    found, again = (all_of(conv_learner("threads", threads), batch) for _ in range(2))
+    for a, b, looped in zip(found, again, all_of(conv_learner("loop"), batch), strict=True):
+        assert torch.equal(a, b), "not the same twice"
+        torch.testing.assert_close(a, looped, rtol=1e-10, atol=1e-12)
+
+
+def test_convolutions_take_the_threads_that_torch_has() -> None:
+    seen, before = set(), torch.get_num_threads()
+
+    def function(episode: Episode) -> dict[str, Tensor]:
+        seen.add(threading.get_ident())
+        meeting.wait(timeout=60)  # none ends before all have begun
+        return {"inside": torch.tensor(float(torch.get_num_threads()))}
+
+    engine, batch = conv_learner("auto").engine, class_batch(tasks=3, ways=3, shots=1, queries=1)
+    assert engine.resolve(torch.device("cpu")) == "threads"
+    try:
+        torch.set_num_threads(3)
+        meeting = threading.Barrier(3)
+        inside = engine.map(function, batch)["inside"]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) == 3
+    assert inside.tolist() == [1, 1, 1]
+
+
+def test_threads_are_in_the_modes_of_the_thread_that_asks() -> None:
+    weight = torch.ones(3, 3, requires_grad=True)
+
+    def objective(episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+        product = episode.query.x @ weight
+        half = torch.tensor(float(product.dtype == torch.bfloat16))
+        return product.float().sum(), {"half": half, "gradients": torch.tensor(float(torch.is_grad_enabled()))}
+
+    engine, batch = Engine("threads", [], 2), regression_batch(4, 2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, _, trained = engine.value_and_grad(objective, [weight], batch)
+        evaluated = engine.map(lambda e: objective(e)[1], batch)
+    assert trained["half"].tolist() == evaluated["half"].tolist() == [1] * 4
+    assert (trained["gradients"].tolist(), evaluated["gradients"].tolist()) == ([1] * 4, [0] * 4)
+    assert engine.map(lambda e: objective(e)[1], batch)["half"].tolist() == [0] * 4
+
+
+def test_what_fails_in_a_thread_fails() -> None:
+    def function(episode: Episode) -> dict[str, Tensor]:
+        raise InputError("no")
+
+    before = torch.get_num_threads()
+    with pytest.raises(InputError, match="no"):
+        Engine("threads", [], 2).map(function, regression_batch(4, 2, 2))
+    assert torch.get_num_threads() == before
+
+
+def test_threads_are_for_the_cpu() -> None:
+    with pytest.raises(InputError, match="engine=threads is for the CPU"):
+        Engine("threads", []).resolve(torch.device("cuda"))
+
+
+# Nets with given weights.
+
+
+class Tied(nn.Module):
+    """The same layer twice, and a parameter of it a third time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+        self.layers = nn.Sequential(self.inner, nn.Tanh(), self.inner)
+        self.again = self.inner.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x) @ self.again
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (Conv4((1, 17, 17), 3, width=4), (6, 1, 17, 17)),
+        (ResNet12((1, 17, 17), 3, widths=[2, 3, 4, 5]), (6, 1, 17, 17)),
+        (MLP(3, [5], 2), (6, 3)),
+        (Tied(), (6, 3)),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_given_weights_are_those_of_a_functional_call(net: nn.Module, shape: tuple[int, ...]) -> None:
+    randomise(net)
+    weights = {name: (w.detach() + 0.1 * torch.randn_like(w)).requires_grad_() for name, w in weights_of(net).items()}
+    x = torch.randn(shape)
+    expected, found = functional_call(net, weights, (x,)), apply(net, weights, x)
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, net(x))
+    slopes = [torch.autograd.grad(y.square().sum(), list(weights.values())) for y in (found, expected)]
+    torch.testing.assert_close(*slopes)
+
+
+def test_a_part_of_the_weights_may_be_given() -> None:
+    net, x = MLP(3, [5], 2), torch.randn(4, 3)
+    bias = torch.tensor([1.0, -1.0])
+    torch.testing.assert_close(apply(net, {"head.bias": bias}, x), net(x) - net.head.bias + bias)
+    twin = with_weights(net, {"head.bias": bias})
+    assert twin.head.weight is net.head.weight
+    assert twin.head.bias is bias
+    assert isinstance(net.head.bias, nn.Parameter)
+
+
+def test_threads_may_call_one_net_with_weights_of_their_own() -> None:
+    net, x = MLP(3, [16, 16], 1), torch.randn(2, 3)
+    given = [{name: torch.full_like(w, 0.1 * i) for name, w in weights_of(net).items()} for i in range(8)]
+    alone = [apply(net, weights, x) for weights in given]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda i: apply(net, given[i % 8], x), range(2000)))
+    assert all(torch.equal(found, alone[i % 8]) for i, found in enumerate(together))
+    assert not torch.equal(alone[1], alone[2])

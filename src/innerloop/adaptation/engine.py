@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from innerloop.adaptation.recompute import autocast
 from innerloop.episodes import Episode, InputError, MetaBatch, number_of_tasks, tasks_of
 from innerloop.nets.conv4 import convolutional
 from innerloop.nets.norm import fused_norms
@@ -147,16 +148,11 @@ class Engine:
 
 def thread_settings() -> Callable[[], AbstractContextManager[None]]:
     """A context manager with this thread's autograd and autocast modes, for other threads: they start with torch's."""
-    gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    cast, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    gradients, inference, cast = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast()
 
     @contextmanager
     def settings() -> Iterator[None]:
-        with (
-            torch.inference_mode(inference),
-            torch.set_grad_enabled(gradients),
-            torch.autocast("cpu", dtype=dtype, enabled=cast),
-        ):
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients), cast():
             yield
 
     return settings

@@ -1,5 +1,6 @@
 """The inner loop of MAML: a few steps of gradient descent on the support loss, differentiable through."""
 
+import itertools
 from collections.abc import Mapping
 
 import torch
@@ -7,7 +8,8 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from innerloop.adaptation.adaptation import Adaptation
-from innerloop.episodes import InputError, Loss, Samples, Weights
+from innerloop.adaptation.recompute import recomputed
+from innerloop.episodes import InputError, Loss, Samples, Weights, with_weights
 
 LEARNED_RATES = ("parameter", "tensor", "tensor_step")
 
@@ -34,6 +36,8 @@ class GradientSteps(Adaptation):
         each tensor and step, "tensor_step" (MAML++, Antoniou et al., 2019; further steps of an evaluation take the last
         one's); needs `weights`, the weights to be adapted, for their names and shapes.
     clip: clamp each entry of the inner gradient to [-clip, clip].
+    recompute: compute each step a second time for the meta-gradient instead of keeping it, so that memory grows with
+        one step and not with K.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class GradientSteps(Adaptation):
         learn_lr: str | None = None,
         weights: Mapping[str, Tensor] | None = None,
         clip: float | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if clip is not None and not clip > 0:
@@ -58,6 +63,7 @@ class GradientSteps(Adaptation):
             raise InputError(f"only={only}: this net has no such part, only {', '.join(weights)}")
         self.loss, (self.steps, self.eval_steps) = loss, checked(steps, eval_steps, inner_lr)
         self.inner_lr, self.first_order, self.only, self.clip = inner_lr, first_order, only, clip
+        self.recompute = recompute
         self.rates: nn.ParameterDict | None = None
         if learn_lr is not None:
             if weights is None:
@@ -87,8 +93,9 @@ class GradientSteps(Adaptation):
     def path(self, net: nn.Module, weights: Weights, support: Samples, steps: int) -> list[Weights]:
         """The weights after 0, 1, …, `steps` inner steps."""
         path, start = [weights], weights
+        step = self._recomputed_step if self.recompute and torch.is_grad_enabled() else self.step
         for k in range(steps):
-            path.append(self.step(net, path[-1], support, k, start))
+            path.append(step(net, path[-1], support, k, start))
         return path
 
     def objective(self, net: nn.Module, weights: Weights, support: Samples, k: int, start: Weights) -> Tensor:
@@ -100,6 +107,19 @@ class GradientSteps(Adaptation):
         at = {name: w.detach() for name, w in weights.items()} if self.first_order else weights
         gradient = grad(lambda w: self.objective(net, at | w, support, k, start))(self._moved(at))
         return weights | {n: weights[n] - self._rate(n, k) * self._shape(g) for n, g in gradient.items()}
+
+    def _recomputed_step(self, net: nn.Module, weights: Weights, support: Samples, k: int, start: Weights) -> Weights:
+        own, names, moved = dict(self.named_parameters()), list(weights), list(self._moved(weights))
+
+        def step(x: Tensor, y: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+            given = iter(tensors)
+            at, begun, mine = (dict(zip(keys, given, strict=False)) for keys in (names, names, own))
+            after = with_weights(self, mine).step(net, at, Samples(x, y), k, begun)  # type: ignore[operator]
+            return tuple(after[name] for name in moved)
+
+        tensors = (weights[name] for name in names), (start[name] for name in names), own.values()
+        found = recomputed(step, *support, *itertools.chain(*tensors))
+        return weights | dict(zip(moved, found, strict=True))
 
     def _moved(self, weights: Mapping[str, Tensor]) -> Weights:
         return {name: w for name, w in weights.items() if self.only is None or name.startswith(f"{self.only}.")}

@@ -34,6 +34,7 @@ class Hybrid(TwoPart):
         only: str | None = None,
         learn_lr: str | None = None,
         inner_clip: float | None = None,
+        checkpoint_inner_steps: bool = False,
         **outer: Any,
     ) -> None:
         generate = task_relation_model(net, encoder, width, writes, chunk_size, init)
@@ -47,5 +48,6 @@ class Hybrid(TwoPart):
             learn_lr=learn_lr,
             weights=weights_of(net),
             clip=inner_clip,
+            recompute=checkpoint_inner_steps,
         )
         super().__init__(net, loss, Chain(generate, steps), generate, metrics, **outer)

@@ -15,8 +15,8 @@ class MAML(MetaLearner):
     Source: Finn, Abbeel and Levine, 2017, algorithm 2. first_order=True is FOMAML, only="head" ANIL (Raghu et al.,
     2020), only="body" BOIL (Oh et al., 2021), learn_lr="parameter" Meta-SGD (Li et al., 2017).
 
-    inner_lr, inner_steps, eval_inner_steps (None: inner_steps), first_order, only, learn_lr, inner_clip: see
-    `GradientSteps`. The rest: see `MetaLearner`.
+    inner_lr, inner_steps, eval_inner_steps (None: inner_steps), first_order, only, learn_lr, inner_clip,
+    checkpoint_inner_steps: see `GradientSteps`. The rest: see `MetaLearner`.
     """
 
     inner_loop: ClassVar[type[GradientSteps]] = GradientSteps
@@ -34,6 +34,7 @@ class MAML(MetaLearner):
         only: str | None = None,
         learn_lr: str | None = None,
         inner_clip: float | None = None,
+        checkpoint_inner_steps: bool = False,
         **outer: Any,
     ) -> None:
         steps = self.inner_loop(
@@ -46,6 +47,7 @@ class MAML(MetaLearner):
             learn_lr=learn_lr,
             weights=weights_of(net),
             clip=inner_clip,
+            recompute=checkpoint_inner_steps,
         )
         super().__init__(net, loss, self.compose(steps), metrics, **outer)
 

@@ -1,0 +1,116 @@
+"""Inner steps that are computed twice: the same meta-gradient, from the memory of one step."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import class_batch, cross_entropy, randomise, regression_batch, squared, task
+from test_meta_gradient import close, every_engine, meta_gradient
+from torch import Tensor, nn
+
+from innerloop.adaptation.recompute import recomputed
+from innerloop.episodes import Samples, Weights, weights_of
+from innerloop.learners import MAML, Hybrid, MAMLPlusPlus, MetaLearner
+from innerloop.nets import MLP, Conv4
+
+LEARNERS: list[tuple[type[MetaLearner], dict[str, Any]]] = [
+    (MAML, {"learn_lr": "tensor_step"}),
+    (MAML, {"only": "head", "inner_clip": 0.1}),
+    (MAML, {"first_order": True}),
+    (MAML, {"transductive": False}),
+    (Hybrid, {"width": 8, "learn_lr": "parameter"}),
+    (MAMLPlusPlus, {"multi_step_until": 10, "per_step_norms": True}),
+]
+
+
+def conv(kind: type[MetaLearner], loss: Callable = cross_entropy, **settings: Any) -> MetaLearner:
+    torch.manual_seed(0)
+    learner = kind(Conv4((1, 17, 17), 3, width=4), loss, inner_steps=3, inner_lr=0.2, **settings)  # type: ignore
+    randomise(learner, scale=0.1)
+    return learner
+
+
+@every_engine
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("kind", "settings"), LEARNERS, ids=str)
+def test_the_meta_gradient_is_the_same(
+    kind: type[MetaLearner], settings: dict[str, Any], engine: str, chunk: int | None
+) -> None:
+    batch = class_batch(tasks=3, ways=3, shots=2, queries=2)
+    kept = meta_gradient(conv(kind, engine="loop", **settings), batch)[1]
+    again = conv(kind, engine=engine, chunk=chunk, checkpoint_inner_steps=True, **settings)
+    close(meta_gradient(again, batch)[1], kept)
+    assert sum(g.abs().sum() for g in kept) > 1
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_each_step_runs_twice_in_its_own_modes_and_evaluation_once(autocast: bool) -> None:
+    seen: list[torch.dtype] = []
+
+    def loss(net: nn.Module, weights: Weights, samples: Samples) -> Tensor:
+        value = cross_entropy(net, weights, samples)
+        # Under autocast a product of single precision is one of bfloat16.
+        if samples.x.shape[0] == 3:
+            seen.append((torch.ones(2, 2, dtype=torch.float32) @ torch.ones(2, 2, dtype=torch.float32)).dtype)
+        return value
+
+    learner = conv(MAML, loss, engine="loop", checkpoint_inner_steps=True)
+    batch = class_batch(tasks=2, ways=3, shots=1, queries=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        value, _ = learner.query_objective(task(batch, 0))
+    torch.autograd.grad(value, list(learner.parameters()))
+    assert seen == [torch.bfloat16 if autocast else torch.float32] * 6
+    seen.clear()
+    with torch.no_grad():
+        learner.adaptation(learner.net, weights_of(learner.net), task(batch, 0).support)
+    assert len(seen) == 3
+
+
+def test_what_needs_no_gradient_gets_none() -> None:
+    a, b = torch.randn(3, requires_grad=True), torch.arange(3)
+    (product,) = recomputed(lambda a, b: (a * b,), a, b)
+    torch.testing.assert_close(torch.autograd.grad(product.sum(), a)[0], b.float())
+
+
+def test_dense_nets_under_vmap() -> None:
+    batch, found = regression_batch(3, 4, 4), []
+    for checkpoint in (False, True):
+        torch.manual_seed(0)
+        net = MLP(3, [6], 1, activation="tanh")
+        learner = MAML(net, squared, inner_lr=0.1, inner_steps=5, checkpoint_inner_steps=checkpoint)
+        found.append(meta_gradient(learner, batch)[1])
+    close(*found, tolerance=1e-5)
+
+
+MEMORY = """
+import resource, sys, torch
+sys.path.insert(0, sys.argv[1])
+from conftest import class_batch, cross_entropy
+from innerloop.learners import MAML
+from innerloop.nets import Conv4
+torch.set_num_threads(1)
+
+def peak(steps, checkpoint, shots=5, queries=15):
+    batch = class_batch(2, 5, shots, queries, (1, 28, 28))
+    learner = MAML(Conv4((1, 28, 28), 5), cross_entropy, inner_steps=steps, checkpoint_inner_steps=checkpoint)
+    learner.engine.value_and_grad(learner.query_objective, list(learner.parameters()), batch)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+# A process's peak only rises, so the cases come in the order that their memory is to have.
+start = peak(1, False, shots=1, queries=1)
+print(*(peak(*case) - start for case in ((1, False), (10, True), (10, False))))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+def test_ten_steps_need_little_more_memory_than_one() -> None:
+    command = [sys.executable, "-c", MEMORY, str(Path(__file__).parent)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    one, ten_again, ten_kept = map(int, out.split())
+    assert ten_kept > 2 * one, "nothing is shown by steps that are small beside everything else"
+    assert ten_again < 1.5 * one

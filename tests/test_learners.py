@@ -111,7 +111,7 @@ def by_hand(batch: Episode, theta: Array, phi: Array, steps: int, alternating: b
 
 
 def parameters_of(learner: TwoPart) -> tuple[Array, Array]:
-    head, writer = learner.net.head, learner._generate[0].generator.writer
+    head, writer = learner.net.head, learner.generate.generator.writer
     theta = np.append(head.weight.detach().numpy()[0], head.bias.detach().numpy())
     phi = np.concatenate([writer.weight.detach().numpy(), writer.bias.detach().numpy()[:, None]], 1)
     return theta.copy(), phi.copy()

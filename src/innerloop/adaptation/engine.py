@@ -2,7 +2,7 @@
 
 import contextvars
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from innerloop.adaptation.compiled import ValueAndGrad, compiled
 from innerloop.adaptation.recompute import autocast
 from innerloop.episodes import Episode, InputError, MetaBatch, number_of_tasks, tasks_of
 from innerloop.nets.conv4 import convolutional
@@ -36,19 +37,28 @@ class Engine:
     all). "auto" is threads for convolutions on the CPU, where vmap would make slow grouped convolutions of them, and
     vmap otherwise.
     A meta-batch that is a list of tasks, whose shapes may differ, is never run by vmap; InputError if kind is "vmap".
+    compile: meta-gradients under vmap by a compiled function, see `compiled`.
     """
 
-    def __init__(self, kind: str, modules: Sequence[nn.Module], chunk: int | None = None) -> None:
+    def __init__(
+        self, kind: str, modules: Sequence[nn.Module], chunk: int | None = None, compile: bool = False
+    ) -> None:
         if kind not in ENGINES:
             raise InputError(f"unknown engine {kind!r}; choose one of {', '.join(ENGINES)}")
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk must be above zero, got {chunk}")
-        self.kind, self.modules, self.chunk = kind, modules, chunk
+        self.kind, self.modules, self.chunk, self.compile = kind, modules, chunk, compile
         self._checked = False
+        self._compiled: dict[Hashable, ValueAndGrad] = {}
 
     def resolve(self, device: torch.device, ragged: bool = False) -> str:
         """What "auto" is on this device; ragged: for a meta-batch that is a list of tasks."""
         on_cpu = device.type == "cpu"
+        if self.compile and (ragged or self._choose(on_cpu, ragged) != "vmap"):
+            raise InputError(
+                "compile=true runs tasks of one shape at once by engine=vmap, which does not suit convolutions on the "
+                "CPU: use compile=false"
+            )
         if ragged and self.kind == "vmap":
             raise InputError(
                 "engine=vmap runs tasks of one shape at once, and these differ in their number of samples: "
@@ -56,6 +66,9 @@ class Engine:
             )
         if self.kind == "threads" and not on_cpu:
             raise InputError("engine=threads is for the CPU: on a GPU use engine=auto, vmap or loop")
+        return self._choose(on_cpu, ragged)
+
+    def _choose(self, on_cpu: bool, ragged: bool) -> str:
         if self.kind != "auto":
             return self.kind
         if on_cpu and any(map(convolutional, self.modules)):
@@ -63,32 +76,40 @@ class Engine:
         return "loop" if ragged else "vmap"
 
     def value_and_grad(
-        self, objective: Objective, parameters: Sequence[Tensor], batch: MetaBatch
+        self, objective: Objective, parameters: Sequence[Tensor], batch: MetaBatch, eager: bool = False
     ) -> tuple[Tensor, list[Tensor], Outputs]:
         """The mean loss over the tasks, its gradient, and the outputs stacked over the tasks.
 
         Each chunk's graph is freed before the next is built. A parameter that the loss does not reach gets zeros.
+        eager: not by a compiled function this time.
         """
         count = number_of_tasks(batch)
 
         def of_share(share: MetaBatch) -> tuple[Tensor, list[Tensor], list[Outputs]]:
             total = torch.zeros((), device=tree_leaves(batch)[0].device)
             gradient, outputs = [torch.zeros_like(p) for p in parameters], []
-            for losses, out in self._run(objective, share):
-                parts = torch.autograd.grad(losses.sum() / count, parameters, allow_unused=True)
+            for value, parts, out in pieces(share):
                 for g, part in zip(gradient, parts, strict=True):
                     if part is not None:
                         g += part
-                total = total + losses.detach().sum() / count
-                outputs.append(tree_map(torch.detach, out))
+                total = total + value
+                outputs.append(out)
             return total, gradient, outputs
+
+        def pieces(share: MetaBatch) -> Iterator[tuple[Tensor, Sequence[Tensor | None], Outputs]]:
+            if self.compile and not eager:
+                yield from self._run_compiled(objective, parameters, share)
+                return
+            for losses, out in self._run(objective, share):
+                parts = torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
+                yield losses.detach().sum(), parts, tree_map(torch.detach, out)
 
         (total, gradient, outputs), *others = self._each_share(of_share, batch)
         for value, other, out in others:
             total = total + value
             gradient = [g + part for g, part in zip(gradient, other, strict=True)]
             outputs += out
-        return total, gradient, _join(outputs)
+        return total / count, [g / count for g in gradient], _join(outputs)
 
     def map(self, function: Callable[[Episode], Outputs], batch: MetaBatch) -> Outputs:
         """The function's outputs, stacked over the tasks; no graph to the meta-parameters is kept."""
@@ -139,11 +160,26 @@ class Engine:
             with RefuseInexact():
                 function(tasks_of(batch)[0])
             self._checked = True
+        for chunk in self._chunks(batch):
+            yield torch.vmap(function)(chunk)
+
+    def _run_compiled(self, objective: Objective, parameters: Sequence[Tensor], batch: MetaBatch) -> Iterator:
+        self._kind_for(batch)
+        for chunk in self._chunks(batch):
+            shapes = [(t.shape, t.dtype, t.device) for t in (*parameters, *tree_leaves(chunk))]
+            autocast = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
+            key = (objective, *map(id, parameters), *shapes, *autocast)
+            if key not in self._compiled:
+                with RefuseInexact():
+                    objective(tasks_of(chunk)[0])
+                self._compiled[key] = compiled(objective, parameters, chunk)
+            yield self._compiled[key](parameters, chunk)
+
+    def _chunks(self, batch: MetaBatch) -> Iterator[Episode]:
         count = number_of_tasks(batch)
         size = self.chunk or count
         for start in range(0, count, size):
-            chunk = tree_map(lambda t, start=start: t[start : start + size], batch)
-            yield torch.vmap(function)(chunk)
+            yield tree_map(lambda t, start=start: t[start : start + size], batch)
 
 
 def thread_settings() -> Callable[[], AbstractContextManager[None]]:

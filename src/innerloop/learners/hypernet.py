@@ -83,7 +83,12 @@ class TwoPart(MetaLearner):
         if update == "alternating" and self.accumulate > 1:
             raise InputError("update=alternating moves phi before the tasks adapt: it cannot accumulate meta-batches")
         self.update, self.generator_lr = update, generator_lr
-        self._generate = [generate]  # in a list: it is a submodule of the adaptation already
+        self._place = next(name for name, module in adaptation.named_modules() if module is generate)
+
+    @property
+    def generate(self) -> nn.Module:
+        """The task relation model, a part of the adaptation."""
+        return self.adaptation.get_submodule(self._place)
 
     def phases(self) -> Sequence[Phase]:
         if self.update == "joint":
@@ -91,7 +96,7 @@ class TwoPart(MetaLearner):
         return [Phase("phi", self.support_objective), Phase("theta", self.query_objective)]
 
     def groups(self) -> dict[str, list[tuple[float, list[nn.Parameter]]]]:
-        phi = list(self._generate[0].parameters())
+        phi = list(self.generate.parameters())
         known = {id(p) for p in phi}
         theta = [p for p in self.parameters() if id(p) not in known]
         of_phi = (self.generator_lr or self.outer_lr, phi)
@@ -101,7 +106,7 @@ class TwoPart(MetaLearner):
 
     def support_objective(self, episode: Episode) -> tuple[Tensor, Outputs]:
         """The support loss under the generated weights, before any inner step."""
-        weights = self._generate[0](self.net, weights_of(self.net), episode.support)
+        weights = self.generate(self.net, weights_of(self.net), episode.support)
         return self.loss(self.net, weights, episode.support), {}
 
 

@@ -41,7 +41,8 @@ class MetaLearner(LightningModule):
     outer_lr: rate of the outer optimizer ("adam", "adamw", "sgd"); schedule "constant" or "cosine" (to zero over the
         trainer's max_steps). outer_clip: bound on the norm of the meta-gradient, or None.
     accumulate: meta-batches an outer update is averaged over.
-    engine, chunk: how the tasks of a meta-batch are run, see `Engine`.
+    engine, chunk, compile: how the tasks of a meta-batch are run, see `Engine`; steps that are logged are not compiled,
+        so that what is only reported need not be.
     transductive: where the net has batch norms, whether a query's prediction uses the statistics of all queries of its
         task; if not, those of the support set, in training and evaluation alike.
 
@@ -68,6 +69,7 @@ class MetaLearner(LightningModule):
         accumulate: int = 1,
         engine: str = "auto",
         chunk: int | None = None,
+        compile: bool = False,
         transductive: bool = True,
     ) -> None:
         super().__init__()
@@ -93,7 +95,7 @@ class MetaLearner(LightningModule):
         self.loss, self.metrics = loss, metrics or (lambda net, weights, samples: {"loss": loss(net, weights, samples)})
         self.outer_lr, self.optimizer, self.weight_decay = outer_lr, optimizer, weight_decay
         self.schedule, self.outer_clip, self.accumulate = schedule, outer_clip, accumulate
-        self.engine = Engine(engine, [net, adaptation], chunk)
+        self.engine = Engine(engine, [net, adaptation], chunk, compile)
         self.by_support = not transductive and any(isinstance(m, BatchNorm) for m in net.modules())
         self.curve = AdaptationCurve()
         self.last_curve: Mapping[str, list[dict[str, float]]] = {}
@@ -178,7 +180,7 @@ class MetaLearner(LightningModule):
         parameters = [p for p in self.parameters() if p.requires_grad]
         moved = {id(p) for _, group in self.groups()[phase.group] for p in group}
         wanted = [p for p in parameters if id(p) in moved]
-        value, gradient, reported = self.engine.value_and_grad(phase.objective, wanted, batch)
+        value, gradient, reported = self.engine.value_and_grad(phase.objective, wanted, batch, self._reporting)
         found = dict(zip(map(id, wanted), gradient, strict=True))
         # DDP waits for every parameter, so those that this phase leaves alone are handed zeros.
         given = [found[id(p)] if id(p) in found else torch.zeros_like(p) for p in parameters]

@@ -1,0 +1,133 @@
+"""The compiled meta-step: the operations that are recorded are the objective's, or it is refused."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import cross_entropy, loader, randomise, regression_batch, squared, trainer
+from test_meta_gradient import close
+from torch import Tensor, nn
+
+from innerloop.episodes import Episode, InputError, Samples, tasks_of
+from innerloop.learners import CAVIA, LEO, MAML, R2D2, Hybrid, HyperNet, MAMLPlusPlus, MetaLearner, Reptile
+from innerloop.nets import MLP, Conv4
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+LEARNERS: list[tuple[type[MetaLearner], dict[str, Any]]] = [
+    (MAML, {"inner_steps": 3, "learn_lr": "tensor_step", "inner_clip": 1.0}),
+    (MAML, {"inner_steps": 3, "checkpoint_inner_steps": True}),
+    (MAML, {"first_order": True}),
+    (MAMLPlusPlus, {"inner_steps": 2, "learn_lr": "tensor_step"}),
+    (Reptile, {"inner_steps": 3}),
+    (CAVIA, {"inner_steps": 2}),
+    (LEO, {"width": 8}),
+    (HyperNet, {"width": 8, "encoder": "attention"}),
+    (Hybrid, {"width": 8, "update": "alternating"}),
+    (R2D2, {}),
+]
+
+
+def a_batch(seed: int = 0) -> Episode:
+    return regression_batch(tasks=6, shots=5, queries=4, seed=seed)
+
+
+def made(kind: type[MetaLearner], **settings: Any) -> MetaLearner:
+    torch.manual_seed(0)
+    learner = kind(MLP(3, [6], 1, activation="tanh"), squared, **settings)  # type: ignore[arg-type]
+    randomise(learner, scale=0.1)
+    return learner
+
+
+@pytest.fixture
+def recorded_only(monkeypatch: pytest.MonkeyPatch) -> list[Callable]:
+    """The functions that would be compiled: the recorded operations run as they are, so that no test takes minutes."""
+    recorded: list[Callable] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: recorded.append(function) or function)
+    return recorded
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize(("kind", "settings"), LEARNERS, ids=str)
+def test_what_is_recorded_is_the_objective(
+    kind: type[MetaLearner], settings: dict[str, Any], chunk: int | None, recorded_only: list[Callable]
+) -> None:
+    eager, fast = made(kind, **settings), made(kind, compile=True, chunk=chunk, **settings)
+    for phase, again in zip(eager.phases(), fast.phases(), strict=True):
+        for seed in (1, 2):  # the second time with other parameters, and without recording anew
+            for learner in (eager, fast):
+                randomise(learner, seed=seed, scale=0.1)
+            batch = a_batch(seed)
+            found = fast.engine.value_and_grad(again.objective, list(fast.parameters()), batch)
+            value, gradient, _ = eager.engine.value_and_grad(phase.objective, list(eager.parameters()), batch)
+            torch.testing.assert_close(found[0], value, rtol=1e-10, atol=1e-12)
+            close(found[1], gradient)
+            assert torch.stack([g.abs().max() for g in gradient]).max() > 1e-3
+    shapes = 1 if chunk is None else 2  # chunks of four and of two tasks
+    assert len(recorded_only) == shapes * len(eager.phases())
+
+
+def test_training_is_the_same_and_logged_steps_are_not_compiled(recorded_only: list[Callable]) -> None:
+    found = []
+    for compile in (False, True):
+        learner = made(MAML, outer_lr=0.01, compile=compile)
+        batches = [a_batch(s) for s in range(6)]
+        trainer(max_steps=6, log_every_n_steps=3).fit(learner, loader(batches))
+        found.append([p.detach().clone() for p in learner.parameters()])
+        assert learner.trainer.callback_metrics["train/loss"] > 0
+    close(*found)
+    assert len(recorded_only) == 1
+
+
+class Elsewhere(MAML):
+    """Its loss depends on a tensor through another way than as a parameter of its own."""
+
+    def query_objective(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+        value, reported = super().query_objective(episode)
+        return value + hidden(self.net, episode.query), reported
+
+
+def hidden(net: nn.Module, samples: Samples) -> Tensor:
+    return sum(p.square().sum() for p in OUTSIDE[0].net.parameters())  # type: ignore[return-value, misc]
+
+
+OUTSIDE: list[Any] = []
+
+
+def test_a_gradient_that_was_not_recorded_is_refused(recorded_only: list[Callable]) -> None:
+    learner = made(Elsewhere, compile=True)
+    OUTSIDE[:] = [learner]
+    with pytest.raises(InputError, match=r"compile=true gives the gradient another value .*: use compile=false"):
+        learner.engine.value_and_grad(learner.query_objective, list(learner.parameters()), a_batch())
+
+
+def test_what_cannot_be_compiled_is_refused() -> None:
+    objective_of_nobody = made(MAML, compile=True)
+    with pytest.raises(InputError, match="must be a method of the module"):
+        objective_of_nobody.engine.value_and_grad(
+            lambda episode: objective_of_nobody.query_objective(episode),
+            list(objective_of_nobody.parameters()),
+            a_batch(),
+        )
+    for learner, batch in (
+        (made(MAML, compile=True), tasks_of(a_batch())),
+        (made(MAML, compile=True, engine="loop"), a_batch()),
+        (MAML(Conv4((1, 17, 17), 3, width=4), cross_entropy, compile=True), a_batch()),
+    ):
+        with pytest.raises(InputError, match="compile=true runs tasks of one shape at once by engine=vmap"):
+            learner.engine.value_and_grad(learner.query_objective, list(learner.parameters()), batch)
+    for changing in ({"multi_step_until": 5}, {"first_order_until": 5}):
+        with pytest.raises(InputError, match="compile=true needs an objective that stays the same"):
+            made(MAMLPlusPlus, compile=True, **changing)
+
+
+@pytest.mark.slow
+def test_inductor_computes_the_same() -> None:
+    for kind, settings in (LEARNERS[0], LEARNERS[1], LEARNERS[8]):
+        eager, fast = made(kind, **settings), made(kind, compile=True, **settings)
+        for phase, again in zip(eager.phases(), fast.phases(), strict=True):
+            found = fast.engine.value_and_grad(again.objective, list(fast.parameters()), a_batch())
+            value, gradient, _ = eager.engine.value_and_grad(phase.objective, list(eager.parameters()), a_batch())
+            torch.testing.assert_close(found[0], value, rtol=1e-10, atol=1e-12)
+            close(found[1], gradient)

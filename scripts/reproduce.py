@@ -108,13 +108,24 @@ class Job:
         return [f"resume={self.directory}"] if self.is_begun else [*self.overrides, f"hydra.run.dir={self.directory}"]
 
     def check(self) -> None:
-        """Raises ComparisonError if the directory's run was begun with other overrides than these."""
+        """Raises ComparisonError if the directory's run was begun with other settings than these overrides."""
+        if not self.is_begun:
+            return
         recorded = recorded_overrides(self.directory)
-        lacking = [override for override in self.overrides if override not in recorded]
-        if self.is_begun and lacking:
+        config = yaml.safe_load((self.directory / "config.yaml").read_text())
+        lacking = [o for o in self.overrides if o not in recorded and not holds(o, config)]
+        if lacking:
             raise ComparisonError(
                 f"{self.directory} was begun without {' '.join(lacking)}: move it away, to run it anew"
             )
+
+
+def holds(override: str, config: Any) -> bool:
+    """Whether a configuration has the value of KEY=VALUE, whoever set it."""
+    key, _, value = override.partition("=")
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config is not None and config == yaml.safe_load(value)
 
 
 def read_tables(folder: Path) -> dict[str, Table]:

@@ -129,6 +129,16 @@ def test_runs_of_an_older_table_are_no_part_of_it(house: Path) -> None:
     assert "old" in (house / "README.md").read_text()
 
 
+def test_what_a_run_had_without_being_told_counts(house: Path) -> None:
+    finished_run(house / "runs", "maml", 0, [1.0, 2.0, 3.0])
+    path = house / "runs" / "toy" / "maml_seed0" / "overrides.yaml"
+    path.write_text(yaml.safe_dump([o for o in yaml.safe_load(path.read_text()) if o != "seed=0"]))
+    assert reproduce.write_tables([TABLE], house / "runs", ["toy"]) == []
+    assert not reproduce.holds("seed=1", {"seed": 0})
+    assert not reproduce.holds("seed.x=0", {"seed": 0})
+    assert not reproduce.holds("algo=maml", {"algo": {"name": "maml"}})
+
+
 def test_runs_tested_on_other_episodes_are_refused(house: Path) -> None:
     finished_run(house / "runs", "maml", 0, [1.0, 2.0, 3.0])
     finished_run(house / "runs", "fomaml", 0, [1.0, 2.0, 3.0], test__seed=1)

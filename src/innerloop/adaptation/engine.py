@@ -98,18 +98,19 @@ class Engine:
 
         def pieces(share: MetaBatch) -> Iterator[tuple[Tensor, Sequence[Tensor | None], Outputs]]:
             if self.compile and not eager:
-                yield from self._run_compiled(objective, parameters, share)
+                for value, sums, out in self._run_compiled(objective, parameters, share):
+                    yield value / count, [g / count for g in sums], out
                 return
             for losses, out in self._run(objective, share):
-                parts = torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
-                yield losses.detach().sum(), parts, tree_map(torch.detach, out)
+                parts = torch.autograd.grad(losses.sum() / count, parameters, allow_unused=True)
+                yield losses.detach().sum() / count, parts, tree_map(torch.detach, out)
 
         (total, gradient, outputs), *others = self._each_share(of_share, batch)
         for value, other, out in others:
             total = total + value
             gradient = [g + part for g, part in zip(gradient, other, strict=True)]
             outputs += out
-        return total / count, [g / count for g in gradient], _join(outputs)
+        return total, gradient, _join(outputs)
 
     def map(self, function: Callable[[Episode], Outputs], batch: MetaBatch) -> Outputs:
         """The function's outputs, stacked over the tasks; no graph to the meta-parameters is kept."""

@@ -7,6 +7,7 @@ from types import MethodType
 
 import torch
 from torch import Tensor, nn
+from torch._inductor.exc import InductorError
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -44,7 +45,12 @@ def compiled(objective: Callable, parameters: Sequence[Tensor], batch: Episode) 
     fast = torch.compile(make_fx(value_and_grad)(values, leaves), dynamic=False, fullgraph=True)
     losses = torch.vmap(objective)(batch)[0].sum()
     slope = torch.autograd.grad(losses, parameters, allow_unused=True, materialize_grads=True)
-    check(fast(values, leaves), (losses, slope))
+    try:
+        found = fast(values, leaves)
+    except InductorError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"compile=true needs what torch.compile needs, on the CPU a C++ compiler: {reason}") from error
+    check(found, (losses, slope))
     log.info("compiled the meta-step in %.0f s", time.perf_counter() - begin)
     return lambda parameters, batch: fast([p.detach() for p in parameters], tree_flatten(batch)[0])
 

@@ -1,15 +1,15 @@
 """The compiled meta-step: the operations that are recorded are the objective's, or it is refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from conftest import cross_entropy, loader, randomise, regression_batch, squared, trainer
 from test_meta_gradient import close
-from torch import Tensor, nn
+from torch import Tensor
 
-from innerloop.episodes import Episode, InputError, Samples, tasks_of
+from innerloop.episodes import Episode, InputError, tasks_of
 from innerloop.learners import CAVIA, LEO, MAML, R2D2, Hybrid, HyperNet, MAMLPlusPlus, MetaLearner, Reptile
 from innerloop.nets import MLP, Conv4
 
@@ -81,23 +81,18 @@ def test_training_is_the_same_and_logged_steps_are_not_compiled(recorded_only: l
 
 
 class Elsewhere(MAML):
-    """Its loss depends on a tensor through another way than as a parameter of its own."""
+    """Its loss depends on its parameters in another way too than as its parameters."""
+
+    outside: Sequence[Tensor]
 
     def query_objective(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         value, reported = super().query_objective(episode)
-        return value + hidden(self.net, episode.query), reported
-
-
-def hidden(net: nn.Module, samples: Samples) -> Tensor:
-    return sum(p.square().sum() for p in OUTSIDE[0].net.parameters())  # type: ignore[return-value, misc]
-
-
-OUTSIDE: list[Any] = []
+        return value + torch.stack([p.square().sum() for p in self.outside]).sum(), reported
 
 
 def test_a_gradient_that_was_not_recorded_is_refused(recorded_only: list[Callable]) -> None:
     learner = made(Elsewhere, compile=True)
-    OUTSIDE[:] = [learner]
+    learner.outside = list(learner.net.parameters())  # type: ignore[assignment]
     with pytest.raises(InputError, match=r"compile=true gives the gradient another value .*: use compile=false"):
         learner.engine.value_and_grad(learner.query_objective, list(learner.parameters()), a_batch())
 

@@ -183,7 +183,7 @@ class FiveWays(Classification):
     output_size, input_shape = 5, (1, 17, 17)
 
     def draw(self, *_: Any) -> Episode:
-        raise NotImplementedError
+        return pytest.fail("the episodes of these tests are made by hand")
 
 
 INNER: dict[str, Any] = {"inner_lr": 0.2, "inner_steps": 2}

@@ -25,6 +25,7 @@ def compiled(objective: Callable, parameters: Sequence[Tensor], batch: Episode) 
 
     The objective is a method of a module whose parameters these are. What it does is recorded once, operation by
     operation, inner gradients and all: so it may depend on parameters and episodes, and on nothing else that changes.
+    Raises InputError if it is no method, if what was recorded has another gradient, or without a compiler.
     """
     owner = getattr(objective, "__self__", None)
     if not isinstance(owner, nn.Module):

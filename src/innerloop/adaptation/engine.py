@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from innerloop.adaptation.compiled import ValueAndGrad, compiled
+from innerloop.adaptation.compiled import Outputs, ValueAndGrad, compiled
 from innerloop.adaptation.recompute import autocast
 from innerloop.episodes import Episode, InputError, MetaBatch, number_of_tasks, tasks_of
 from innerloop.nets.conv4 import convolutional
@@ -20,7 +20,6 @@ from innerloop.nets.norm import fused_norms
 
 ENGINES = ("auto", "loop", "threads", "vmap")
 
-Outputs = dict[str, Tensor]
 Objective = Callable[[Episode], tuple[Tensor, Outputs]]
 """One task's loss and what to report of it."""
 
@@ -157,24 +156,25 @@ class Engine:
                     result = function(episode)
                 yield tree_map(lambda t: t.unsqueeze(0), result)
             return
-        if not self._checked:
-            with RefuseInexact():
-                function(tasks_of(batch)[0])
-            self._checked = True
+        self._refuse_inexact(function, batch)
         for chunk in self._chunks(batch):
             yield torch.vmap(function)(chunk)
 
     def _run_compiled(self, objective: Objective, parameters: Sequence[Tensor], batch: MetaBatch) -> Iterator:
-        self._kind_for(batch)
+        self._refuse_inexact(objective, batch)
         for chunk in self._chunks(batch):
             shapes = [(t.shape, t.dtype, t.device) for t in (*parameters, *tree_leaves(chunk))]
             autocast = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
             key = (objective, *map(id, parameters), *shapes, *autocast)
             if key not in self._compiled:
-                with RefuseInexact():
-                    objective(tasks_of(chunk)[0])
                 self._compiled[key] = compiled(objective, parameters, chunk)
             yield self._compiled[key](parameters, chunk)
+
+    def _refuse_inexact(self, function: Callable, batch: MetaBatch) -> None:
+        if not self._checked:
+            with RefuseInexact():
+                function(tasks_of(batch)[0])
+            self._checked = True
 
     def _chunks(self, batch: MetaBatch) -> Iterator[Episode]:
         count = number_of_tasks(batch)

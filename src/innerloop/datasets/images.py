@@ -98,10 +98,9 @@ def cached(path: Path, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, 
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
-        pass
+        log.info("making %s; this is done once", path)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         log.warning("%s is damaged (%s) and is built anew", path, error)
-    log.info("making %s; this is done once", path)
     arrays = build()
     try:
         _write(path, arrays)

@@ -22,7 +22,6 @@ import json
 import math
 import os
 import platform
-import resource
 import runpy
 import sys
 import tempfile
@@ -52,6 +51,7 @@ from benchmark_programs import (  # makes src/ importable, too
 
 from innerloop.episodes import InputError
 from innerloop.learners import MAML
+from innerloop.memory import largest_resident_set
 
 ROOT = Path(__file__).resolve().parents[1]
 BY_STEPS = "omniglot_5w1s_stride_q1"
@@ -129,16 +129,6 @@ def peak_memory(workload: Workload, program: str, settings: dict[str, Any], lear
     for _ in range(3):
         step()
     return largest_resident_set() - before
-
-
-def largest_resident_set() -> float:
-    """Of this process, in 10^6 bytes. On Linux as the kernel says: ru_maxrss begins with that of the parent."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) * 1024 / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def timed_run(overrides: Sequence[str]) -> tuple[float, int, dict[str, float]]:

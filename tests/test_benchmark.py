@@ -280,7 +280,9 @@ def test_what_is_missing_is_told_in_one_line(
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
-    assert f"{tmp_path} is no source distribution of learn2learn" in said("--learn2learn", str(tmp_path))
+    assert f"{tmp_path} is no source distribution of learn2learn" in said(
+        "--program", "learn2learn", "--learn2learn", str(tmp_path)
+    )
     # Nothing to be downloaded from.
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")

@@ -1,8 +1,6 @@
 """What surrounds the training steps: the clock, memory, Ctrl-C, the closing validation."""
 
-import resource
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from innerloop.errors import DivergedError, Stopped
+from innerloop.memory import largest_resident_set
 
 
 class Session(Callback):
@@ -51,8 +50,7 @@ class Session(Callback):
     def peak_memory(self) -> dict[str, float]:
         if self._since is None:
             return self._peak_before
-        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
-        peak = {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}
+        peak = {"peak_memory_mb": largest_resident_set()}
         if self._device.type == "cuda":
             peak["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated(self._device) / 1e6
         return {name: max(value, self._peak_before.get(name, 0.0)) for name, value in peak.items()}

@@ -2,8 +2,10 @@
 
 Runs of the same configuration but for the seed form one row: mean over seeds and episodes with its 95 % interval, the
 median, CPU seconds. The paired difference to the first row, episode by episode, tells what overlapping intervals hide.
-Intervals are over test episodes (each episode's value first averaged over the seeds); `seeds` is the spread of the
-seeds' means. Runs that were tested on different episodes are refused. `--markdown` prints the table for a README.
+Intervals are over test episodes (each episode's value first averaged over the seeds): they tell these trained models
+apart. Whether one algorithm trains better ones than another is told by `over seeds`: the t interval of the differences
+between runs of the same seed. `seed spread` is that of the seeds' means. Runs that were tested on different episodes
+are refused. `--markdown` prints the table for a README.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from scipy import stats
 
 # Of a data configuration, what only training episodes and the number of test episodes depend on.
 OF_THE_TRAINING = ("meta_batch_size", "num_workers", "rotations", "test_episodes", "train_queries")
@@ -92,20 +95,24 @@ def ci95(values: np.ndarray) -> float:
     return float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))
 
 
+def t_ci95(values: np.ndarray) -> float:
+    """Half-width of Student's 95 % interval of the mean of (n,) values, n at least 2: for few, such as seeds."""
+    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+
+
 def per_episode(group: Sequence[Run], step: int | None = None) -> np.ndarray:
     """The metric of each test episode (episodes,) after so many inner steps, averaged over a group's seeds."""
     return np.mean([run.values(step) for run in group], axis=0)
 
 
-def summary(group: Sequence[Run], reference: np.ndarray | None) -> dict[str, Any]:
-    """A group in numbers; None where there is nothing to say.
-
-    reference: what the paired difference is taken to, (episodes,), see `per_episode`.
-    """
+def summary(group: Sequence[Run], reference: Sequence[Run] | None) -> dict[str, Any]:
+    """A group in numbers; None where there is nothing to say. reference: what the paired difference is taken to."""
     values = np.array([run.values() for run in group])
     mean = values.mean(0)
-    difference = None if reference is None else mean - reference
+    difference = mean - per_episode(reference) if reference else None
     paired = difference is not None and difference.any()
+    by_seed = {run.results["seed"]: run.values().mean() for run in (reference if paired else None) or ()}
+    common = [run.values().mean() - by_seed[seed] for run in group if (seed := run.results["seed"]) in by_seed]
     return {
         "mean": float(mean.mean()),
         "ci95": ci95(mean),
@@ -116,6 +123,7 @@ def summary(group: Sequence[Run], reference: np.ndarray | None) -> dict[str, Any
         "cpu_seconds": float(np.mean([run.results["train_cpu_seconds"] for run in group])),
         "difference": float(difference.mean()) if paired else None,
         "difference_ci95": ci95(difference) if paired else None,
+        "difference_over_seeds_ci95": t_ci95(np.array(common)) if len(common) > 1 else None,
     }
 
 
@@ -139,17 +147,18 @@ def main() -> None:
         parser.error(str(error))
     metric = runs[0].metric
     head = ["algo", "data", "settings", "steps", "seeds", "test step", metric, "seed spread", "median", "CPU s"]
-    head.append("difference to first")
+    head += ["difference to first", "over seeds"]
     groups = grouped(runs)
-    reference = per_episode(groups[0])
     rows = []
     for group in groups:
-        first, s = group[0], summary(group, reference)
+        first, s = group[0], summary(group, groups[0])
         cells = [first.results["algo"], first.results["data"], settings_of(first.overrides), first.results["steps"]]
         cells += [",".join(map(str, s["seeds"])), ",".join(map(str, s["test_step"]))]
         cells += [f"{s['mean']:.4f} ± {s['ci95']:.4f}", "" if s["seed_spread"] is None else f"{s['seed_spread']:.4f}"]
         cells += [f"{s['median']:.4f}", f"{s['cpu_seconds']:.0f}"]
         cells += ["" if s["difference"] is None else f"{s['difference']:+.4f} ± {s['difference_ci95']:.4f}"]
+        over_seeds = s["difference_over_seeds_ci95"]
+        cells.append("" if over_seeds is None else f"± {over_seeds:.4f}")
         rows.append([str(cell) for cell in cells])
     if options.markdown:
         lines = [head, ["---"] * len(head), *rows]

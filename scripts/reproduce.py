@@ -49,6 +49,7 @@ SHOWN = {
     "mean": "",  # the metric
     "median": "median",
     "difference": "paired difference",
+    "difference_over_seeds_ci95": "over seeds",
     "seeds": "seeds",
     "seed_spread": "seed spread",
     "test_step": "test steps",
@@ -241,12 +242,11 @@ def csv_rows(table: Table, runs: Path) -> list[dict[str, str]]:
     """
     of_row = {row: finished(table, runs, row) for row in table.rows}
     require_same_episodes([run for group in of_row.values() for run in group])
-    reference = per_episode(of_row[table.reference]) if of_row[table.reference] else None
-    return [numbers(table, row, group, reference) for row, group in of_row.items()]
+    return [numbers(table, row, group, of_row[table.reference]) for row, group in of_row.items()]
 
 
-def numbers(table: Table, row: str, group: Sequence[Run], reference: np.ndarray | None) -> dict[str, str]:
-    """A row of the CSV file. reference: see `summary`."""
+def numbers(table: Table, row: str, group: Sequence[Run], reference: Sequence[Run]) -> dict[str, str]:
+    """A row of the CSV file. reference: the finished runs that it is compared with."""
     overrides = group[0].overrides if group else [*table.overrides(row), *EVERY_RUN]
     seeds = [run.results["seed"] for run in group] or table.rows[row].seeds
     cells: dict[str, Any] = {
@@ -258,7 +258,7 @@ def numbers(table: Table, row: str, group: Sequence[Run], reference: np.ndarray 
         "metric": None,
         "mean": NOT_RUN,
     }
-    s: dict[str, Any] = summary(group, None if row == table.reference else reference) if group else {}
+    s: dict[str, Any] = summary(group, reference) if group else {}
     first = group[0].results if group else {}
     cells |= {"metric": group[0].metric, "seeds": seeds} if group else {}
     cells |= {name: s.get(name) for name in ("ci95", "median", "seed_spread", "test_step")}
@@ -267,7 +267,7 @@ def numbers(table: Table, row: str, group: Sequence[Run], reference: np.ndarray 
         values = per_episode(group, step) if group and step < len(first["test"]["by_step"]) else None
         cells |= {f"after_{step}": None if values is None else values.mean()}
         cells |= {f"after_{step}_ci95": None if values is None else ci95(values)}
-    cells |= {name: s.get(name) for name in ("difference", "difference_ci95")}
+    cells |= {name: s.get(name) for name in ("difference", "difference_ci95", "difference_over_seeds_ci95")}
     cells |= {"steps": first.get("steps"), "parameters": first.get("parameters")}
     for name, clock in (("cpu_seconds_per_1000", "train_cpu_seconds"), ("wall_seconds_per_1000", "train_seconds")):
         each = [1000 * run.results[clock] / run.results["steps"] for run in group]
@@ -327,7 +327,9 @@ def markdown(table: Table, path: Path) -> str:
     names = [c for c in columns if c not in hoisted and any(r[c] for r in rows)]
     lines = [[f"`{r['set']}`", *(cell(r, c, metric) for c in names)] for r in rows]
     facts = [f"{columns[c]} {cell(run[0], c, metric)}" for c in hoisted]
-    facts.append(f"differences to `{table.rows[table.reference].set}` on the same episodes")
+    facts.append(f"differences to `{table.rows[table.reference].set}` on the same episodes, ± over those")
+    if "difference_over_seeds_ci95" in names:
+        facts.append("over seeds: the differences' t interval, seed by seed")
     made = f"`python train.py {table.every} {' '.join(EVERY_RUN)}` and what the row says"
     made += f"; all by `python scripts/reproduce.py --only {table.name}`"
     head = [["", *(columns[c] for c in names)], ["---"] * (len(names) + 1)]
@@ -345,6 +347,8 @@ def cell(row: Mapping[str, str], column: str, metric: str) -> str:
         return f"{shown} ± {short(beside, metric)}" if beside else shown
     if column in ("steps", "parameters", "test_episodes", "peak_memory_mb"):
         return f"{float(value):,.0f}"
+    if column == "difference_over_seeds_ci95":
+        return f"± {short(value, metric)}"
     if column == "cpu_seconds_per_1000":
         return f"{float(value):.3g}"
     return value.replace(" ", ", ") if column in ("seeds", "test_step") else value

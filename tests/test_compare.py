@@ -44,7 +44,8 @@ def compare(*runs: Path, status: int = 0) -> tuple[list[list[str]], str]:
 def test_hand_worked_table(tmp_path: Path) -> None:
     a0, a1 = make_run(tmp_path / "a0", "a", 0, [1.0, 2.0, 3.0]), make_run(tmp_path / "a1", "a", 1, [3.0, 4.0, 5.0])
     b = make_run(tmp_path / "b", "b", 0, [3.0, 4.0, 7.0])
-    rows, _ = compare(a0, a1, b)
+    c0, c1 = make_run(tmp_path / "c0", "c", 0, [2.0, 4.0, 6.0]), make_run(tmp_path / "c1", "c", 1, [4.0, 4.0, 7.0])
+    rows, _ = compare(a0, a1, b, c0, c1)
     # Episodes averaged over the seeds: 2, 3, 4, so mean 3, sd 1; the seeds' means are 2 and 4, so their sd is 1.4142.
     assert rows[0] == [
         "a",
@@ -57,6 +58,7 @@ def test_hand_worked_table(tmp_path: Path) -> None:
         "1.4142",
         "3.0000",
         "4",
+        "",
         "",
     ]
     # Differences 1, 1, 3: mean 5/3, sd 1.1547, half-width 1.96 * 1.1547 / sqrt(3) = 1.3067.
@@ -72,7 +74,10 @@ def test_hand_worked_table(tmp_path: Path) -> None:
         "4.0000",
         "4",
         "+1.6667 ± 1.3067",
+        "",
     ]
+    # The seeds' differences are 4 - 2 and 5 - 4: mean 1.5, sd .7071, half-width 12.7062 * .7071 / sqrt(2) = 6.3531.
+    assert rows[2][-2:] == ["+1.5000 ± 0.9800", "± 6.3531"]
 
 
 def test_runs_that_do_not_pair_are_refused(tmp_path: Path) -> None:
@@ -89,4 +94,4 @@ def test_what_only_training_depends_on_pairs(tmp_path: Path) -> None:
     rows, _ = compare(a, b)
     # And runs of different configurations are no seeds of one another.
     assert [row[6] for row in rows] == ["1.5000 ± 0.9800", "2.5000 ± 0.9800"]
-    assert rows[1][-1] == "+1.0000 ± 0.0000"
+    assert rows[1][-2] == "+1.0000 ± 0.0000"

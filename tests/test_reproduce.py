@@ -105,8 +105,10 @@ def test_hand_worked_csv_and_readme(house: Path) -> None:
 
 def test_accuracies_are_percentages() -> None:
     row = {"mean": "0.97071", "ci95": "0.0029", "difference": "-0.0046", "difference_ci95": "0.0102"}
+    row |= {"difference_over_seeds_ci95": "0.00716"}
     assert reproduce.cell(row, "mean", "accuracy") == "97.07 ± .29"
     assert reproduce.cell(row, "difference", "accuracy") == "-.46 ± 1.02"
+    assert reproduce.cell(row, "difference_over_seeds_ci95", "accuracy") == "± .72"
 
 
 def test_without_runs_nothing_is_invented(house: Path) -> None:

@@ -1,7 +1,7 @@
 """The inner loop of MAML: a few steps of gradient descent on the support loss, differentiable through."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.func import grad
 from innerloop.adaptation.adaptation import Adaptation
 from innerloop.adaptation.recompute import recomputed
 from innerloop.episodes import InputError, Loss, Samples, Weights, with_weights
+from innerloop.nets.fused import inside_transform
 
 LEARNED_RATES = ("parameter", "tensor", "tensor_step")
 
@@ -22,6 +23,25 @@ def checked(steps: int, eval_steps: int | None, inner_lr: float) -> tuple[int, i
     if not inner_lr > 0:
         raise InputError(f"inner_lr must be above zero, got {inner_lr}")
     return steps, eval_steps
+
+
+def gradient_of(objective: Callable[[Weights], Tensor], at: Weights, again: bool = True) -> Weights:
+    """The gradient of objective(weights) at these weights; again: differentiable once more, where autograd is on.
+
+    What `torch.func.grad` computes. It is needed inside of other transforms, such as vmap; outside, it takes more time
+    and memory than autograd on its own.
+    """
+    if inside_transform() or torch.is_inference_mode_enabled():
+        return grad(objective)(at)
+    again = again and torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Nodes of their own in the graph: the gradient is taken to this use of the weights only.
+        at = {
+            name: w.view_as(w) if again and w.requires_grad else w.detach().requires_grad_() for name, w in at.items()
+        }
+        value = objective(at)
+        gradient = torch.autograd.grad(value, list(at.values()), create_graph=again, materialize_grads=True)
+    return dict(zip(at, gradient, strict=True))
 
 
 class GradientSteps(Adaptation):
@@ -105,7 +125,9 @@ class GradientSteps(Adaptation):
     def step(self, net: nn.Module, weights: Weights, support: Samples, k: int, start: Weights) -> Weights:
         """Inner step k, counted from 0, on the way that began at `start`."""
         at = {name: w.detach() for name, w in weights.items()} if self.first_order else weights
-        gradient = grad(lambda w: self.objective(net, at | w, support, k, start))(self._moved(at))
+        gradient = gradient_of(
+            lambda w: self.objective(net, at | w, support, k, start), self._moved(at), again=not self.first_order
+        )
         return weights | {n: weights[n] - self._rate(n, k) * self._shape(g) for n, g in gradient.items()}
 
     def _recomputed_step(self, net: nn.Module, weights: Weights, support: Samples, k: int, start: Weights) -> Weights:

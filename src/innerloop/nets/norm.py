@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from innerloop.nets import fused
+
 Moments = tuple[Tensor, Tensor]
 Source = Callable[["BatchNorm", Tensor], Moments]
 """(a batch norm or its copy with other weights, its input) -> the mean and variance of each channel to use."""
@@ -102,6 +104,8 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         source = _source.get()
         if source is None and _fused.get():
+            if fused.worthwhile(x, self.weight):
+                return fused.batch_norm(x, self.weight, self.bias, self.eps)
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
         mean, variance = moments(x) if source is None else source(self, x)
         scale = (variance + self.eps).rsqrt() * self.weight

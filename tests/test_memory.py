@@ -1,6 +1,8 @@
 """What a process is told about its own memory."""
 
 import json
+import os
+import platform
 import subprocess
 import sys
 
@@ -24,8 +26,35 @@ print(json.dumps([*found, memory.largest_resident_set()]))
 """
 
 
-def printed_by(program: str) -> str:
-    return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+FAULTS = """
+import resource, sys, threading
+from innerloop.memory import keep_freed
+if "keep" in sys.argv:
+    keep_freed()
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def use():
+    for i in range(20):
+        block = bytearray(40_000_000)
+        if i == 3:
+            start = faults()
+        del block
+    print(faults() - start)
+
+use()
+thread = threading.Thread(target=use)
+thread.start()
+thread.join()
+"""
+"""Pages taken anew for 16 blocks of 10,000 pages, in the main thread and in another."""
+
+
+def printed_by(program: str, *arguments: str, **environment: str) -> str:
+    command = [sys.executable, "-c", program, *arguments]
+    env = os.environ | environment
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
 
 
 @pytest.mark.skipif(not memory.STATUS.is_file(), reason="no kernel that tells it")
@@ -40,3 +69,13 @@ def test_it_is_in_megabytes_and_does_not_fall(told_by_the_kernel: bool) -> None:
         assert with_ballast - before == pytest.approx(BALLAST, rel=0.1)
     assert max(before, BALLAST) <= with_ballast < before + 2 * BALLAST  # of a parent as large as pytest with torch
     assert after == pytest.approx(with_ballast, rel=0.02)  # the kernel's counters are a little behind
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other mallocs have other settings")
+def test_what_is_freed_is_kept_for_the_next_tensor_in_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    assert min(map(int, printed_by(FAULTS).split())) > 100_000
+    assert max(map(int, printed_by(FAULTS, "keep").split())) < 10_000
+    # Whoever sets these has chosen.
+    assert min(map(int, printed_by(FAULTS, "keep", MALLOC_PERTURB_="0").split())) > 100_000

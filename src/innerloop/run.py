@@ -33,6 +33,7 @@ from innerloop.config import (
 from innerloop.datamodule import EpisodeDataModule
 from innerloop.errors import InputError, Stopped
 from innerloop.learners import MetaLearner
+from innerloop.memory import keep_freed
 from innerloop.record import environment, read_checkpoint, recorded, write_json
 from innerloop.reporting import closing_table, draw_plots, flatten, test_results, write_episodes
 from innerloop.tasks.base import Tasks
@@ -231,6 +232,7 @@ def best_step(means: Sequence[float], higher_is_better: bool) -> int:
 def make_trainer(cfg: DictConfig, learner: MetaLearner, **extra: Any) -> Trainer:
     """Lightning's trainer; an epoch is the stretch between two validations."""
     t = cfg.trainer
+    keep_freed()
     # The tensors of dense nets are too small to share: threads only wait for each other, on a busy machine for ages.
     threads = t.threads or (1 if learner.engine.resolve(torch.device("cpu")) == "vmap" else None)
     if threads is not None:

@@ -111,19 +111,20 @@ def summary(group: Sequence[Run], reference: Sequence[Run] | None) -> dict[str, 
     mean = values.mean(0)
     difference = mean - per_episode(reference) if reference else None
     paired = difference is not None and difference.any()
-    by_seed = {run.results["seed"]: run.values().mean() for run in (reference if paired else None) or ()}
-    common = [run.values().mean() - by_seed[seed] for run in group if (seed := run.results["seed"]) in by_seed]
+    seeds = [run.results["seed"] for run in group]
+    of_reference = {run.results["seed"]: run.values().mean() for run in reference} if reference and paired else {}
+    by_seed = [m - of_reference[seed] for seed, m in zip(seeds, values.mean(1), strict=True) if seed in of_reference]
     return {
         "mean": float(mean.mean()),
         "ci95": ci95(mean),
         "median": float(np.mean([np.median(v) for v in values])),
-        "seeds": [run.results["seed"] for run in group],
+        "seeds": seeds,
         "seed_spread": float(values.mean(1).std(ddof=1)) if len(group) > 1 else None,
         "test_step": [run.results["test"]["step"] for run in group],
         "cpu_seconds": float(np.mean([run.results["train_cpu_seconds"] for run in group])),
         "difference": float(difference.mean()) if paired else None,
         "difference_ci95": ci95(difference) if paired else None,
-        "difference_over_seeds_ci95": t_ci95(np.array(common)) if len(common) > 1 else None,
+        "difference_over_seeds_ci95": t_ci95(np.array(by_seed)) if len(by_seed) > 1 else None,
     }
 
 

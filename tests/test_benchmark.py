@@ -351,17 +351,16 @@ def test_whole_run_accounts_for_all_of_its_time(monkeypatch: pytest.MonkeyPatch)
     assert row.wall_ms * 200 == pytest.approx(1e3 * detail["meta_step"] * seconds)
 
 
-def test_peers_have_torchs_batch_norm_and_innerloop_its_own() -> None:
+@pytest.mark.parametrize("program", programs.PROGRAMS)
+def test_peers_have_torchs_batch_norm_and_innerloop_its_own(program: str, tmp_path: Path) -> None:
+    if program in ("higher", "torchopt"):
+        pytest.importorskip(program)
+    programs.expose_learn2learn(stand_in(tmp_path))
     workload = WORKLOADS["omniglot_5w1s_stride_q1"].tiny()
-    for program in programs.PROGRAMS:
-        if program in ("higher", "torchopt"):
-            pytest.importorskip(program)
-        net = workload.net()
-        parameters = list(net.parameters())
-        if program == "learn2learn":
-            programs.use_torchs_norms(net)
-        else:
-            programs.of(program, workload, net, {})
-        norms = [type(m) for m in net.modules() if "Norm" in type(m).__name__ and not list(m.children())]
-        assert norms == [programs.BatchNorm if program == "innerloop" else torch.nn.BatchNorm2d] * 4
-        assert all(p is q for p, q in zip(net.parameters(), parameters, strict=True))
+    net = workload.net()
+    parameters = list(net.parameters())
+    programs.of(program, workload, net, {})
+    norms = [m for m in net.modules() if isinstance(m, programs.BatchNorm | torch.nn.BatchNorm2d)]
+    assert {type(m) for m in norms} == {programs.BatchNorm if program == "innerloop" else torch.nn.BatchNorm2d}
+    assert len(norms) == 4
+    assert all(p is q for p, q in zip(net.parameters(), parameters, strict=True))

@@ -17,10 +17,10 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return fused.batch_norm(x, weight, bias, 1e-5)
 
 
-def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+def inputs(shape: tuple[int, ...]) -> list[Tensor]:
     torch.manual_seed(0)
     sizes = [shape, shape[1:2], shape[1:2]]
-    return [torch.randn(size, dtype=dtype).requires_grad_() for size in sizes]
+    return [torch.randn(size, dtype=torch.float64).requires_grad_() for size in sizes]
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 2, 3), (5, 2), (3, 2, 4), (2, 1, 1, 3)])

@@ -30,8 +30,7 @@ def keep_freed() -> None:
 
     The activations of image nets are megabytes; giving them back and taking them anew, page by page, takes time of
     every step (README, "Speed and memory"). All threads share one arena, since a thread's own gives back beyond 64 MB.
-    Nothing happens without glibc, or where the environment sets a MALLOC_ variable: whoever
-    does that has chosen.
+    Nothing happens without glibc, or where the environment sets a MALLOC_ variable: whoever does that has chosen.
     """
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
         return

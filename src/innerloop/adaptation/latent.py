@@ -2,11 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad
 
 from innerloop.adaptation.adaptation import Adaptation
 from innerloop.adaptation.generate import Generate
-from innerloop.adaptation.gradient import checked
+from innerloop.adaptation.gradient import checked, gradient_of
 from innerloop.episodes import Loss, Samples, Weights
 
 
@@ -55,6 +54,7 @@ class LatentSteps(Adaptation):
 
         for _ in range(steps):
             code = codes[-1]
-            gradient = grad(objective)(code.detach() if self.first_order else code)
+            at = {"code": code.detach() if self.first_order else code}
+            gradient = gradient_of(lambda w: objective(w["code"]), at, again=not self.first_order)["code"]
             codes.append(code - self.rate * (gradient.detach() if self.first_order else gradient))
         return [self.generate.write(weights, code, support) for code in codes]

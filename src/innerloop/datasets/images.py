@@ -99,6 +99,7 @@ def cached(path: Path, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, 
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         log.info("making %s; this is done once", path)
+    # All of these are what numpy and zipfile say of damaged bytes; the last, of a compression that does not exist.
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         log.warning("%s is damaged (%s) and is built anew", path, error)
     arrays = build()

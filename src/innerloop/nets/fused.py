@@ -30,8 +30,8 @@ def worthwhile(x: Tensor, weight: Tensor) -> bool:
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """`torch.nn.functional.batch_norm` by the statistics of x, (n, channels, *positions), to be differentiated twice.
 
-    Torch composes the second derivative of some forty operations as large as x; here it is ten. Further
-    derivatives are torch's; there is no rule for the transforms of torch.func.
+    Torch composes the second derivative of many operations as large as x; here it is one fused call and a few more.
+    Further derivatives are torch's; there is no rule for the transforms of torch.func.
     """
     return _BatchNorm.apply(x, weight, bias, eps)
 

@@ -79,3 +79,29 @@ def test_what_is_freed_is_kept_for_the_next_tensor_in_every_thread(monkeypatch: 
     assert max(map(int, printed_by(FAULTS, "keep").split())) < 10_000
     # Whoever sets these has chosen.
     assert min(map(int, printed_by(FAULTS, "keep", MALLOC_PERTURB_="0").split())) > 100_000
+
+
+HOLES = """
+import sys
+from innerloop.memory import STATUS, return_freed
+if "return" in sys.argv:
+    return_freed()
+
+def resident():
+    return int(STATUS.read_text().partition("VmRSS:")[2].split()[0]) * 1024 / 1e6
+
+bytearray(30_000_000)  # where nothing was said, glibc then takes smaller blocks from its heap
+before = resident()
+blocks = [bytearray(b"1") * 1_000_000 for _ in range(100)]
+del blocks[:-1]
+print(resident() - before)
+"""
+"""Megabytes that stay behind when 99 of 100 blocks are freed, and the last one keeps the heap as high as it was."""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other mallocs have other settings")
+def test_what_is_freed_can_be_told_to_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    assert float(printed_by(HOLES)) > 90
+    assert float(printed_by(HOLES, "return")) < 5

@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 STATUS = Path("/proc/self/status")
@@ -32,8 +33,20 @@ def keep_freed() -> None:
     every step (README, "Speed and memory"). All threads share one arena, since a thread's own gives back beyond 64 MB.
     Nothing happens without glibc, or where the environment sets a MALLOC_ variable: whoever does that has chosen.
     """
+    _malloc_options({M_ARENA_MAX: 1, M_MMAP_THRESHOLD: 2**30, M_TRIM_THRESHOLD: 2**31 - 1})
+
+
+def return_freed() -> None:
+    """Makes glibc's malloc give each freed block of 64 KiB or more back to the kernel at once: the opposite.
+
+    Slow, and the resident set is then what is held, whatever the order of sizes made of the heap. See `keep_freed`.
+    """
+    _malloc_options({M_MMAP_THRESHOLD: 2**16})
+
+
+def _malloc_options(options: Mapping[int, int]) -> None:
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
         return
     libc = ctypes.CDLL(None)
-    for option, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1)):
+    for option, value in options.items():
         libc.mallopt(option, value)

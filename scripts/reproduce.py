@@ -2,12 +2,12 @@
 
     python scripts/reproduce.py --set data.root=FOLDER --jobs 2          # all of it: hours
     python scripts/reproduce.py --only omniglot_5w1s/fomaml --dry-run    # the commands, without running them
-    python scripts/reproduce.py --tables-only                            # results/*.csv and README.md, from the runs
+    python scripts/reproduce.py --tables-only                            # results/*.csv and the pages, from the runs
 
 A table is a file in scripts/tables/; a row of it is a command line and seeds, and each seed a run in
 runs/tables/TABLE/ROW_seedN. Finished runs are kept, interrupted ones go on where they stopped. Each run has one thread.
-Ctrl-C lets the runs at hand save their state, from which the next call goes on. README.md gets a table where it says
-`<!-- table: NAME -->` … `<!-- end -->`. A row without a run says `not run`.
+Ctrl-C lets the runs at hand save their state, from which the next call goes on. README.md and results/README.md get a
+table where they say `<!-- table: NAME -->` … `<!-- end -->`. A row without a run says `not run`.
 """
 
 import argparse
@@ -39,11 +39,12 @@ from compare import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLES, RESULTS, README = ROOT / "scripts" / "tables", ROOT / "results", ROOT / "README.md"
+TABLES, RESULTS = ROOT / "scripts" / "tables", ROOT / "results"
+PAGES = (ROOT / "README.md", RESULTS / "README.md")
 EVERY_RUN = ("trainer.threads=1", "logger=csv")
 NOT_RUN = "not run"
 
-# Column of the CSV files -> its name in README.md, where it is shown. Those below the line above the table, if all
+# Column of the CSV files -> its name on the pages, where it is shown. Those below the line above the table, if all
 # rows agree.
 SHOWN = {
     "mean": "",  # the metric
@@ -312,7 +313,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def markdown(table: Table, path: Path) -> str:
-    """The README's table, from nothing but its CSV file and the table's common overrides."""
+    """The table of a page, from nothing but its CSV file and the table's common overrides."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     metric = next((r["metric"] for r in rows if r["metric"]), "metric")
@@ -337,7 +338,7 @@ def markdown(table: Table, path: Path) -> str:
 
 
 def cell(row: Mapping[str, str], column: str, metric: str) -> str:
-    """One cell of the README: accuracies in percent, other metrics to three digits, with their intervals."""
+    """One cell of a page: accuracies in percent, other metrics to three digits, with their intervals."""
     value = row[column]
     if not value or value == NOT_RUN:
         return value
@@ -360,18 +361,18 @@ def short(value: str, metric: str, signed: bool = False) -> str:
     return re.sub(r"^([+-]?)0\.", r"\1.", f"{number:{'+' if signed else ''}.{digits}f}")
 
 
-def rewritten(readme: str, tables: Mapping[str, str], known: Sequence[str]) -> str:
-    """README.md with these tables (name -> markdown) between their markers. Raises ValueError for an unknown marker."""
+def rewritten(page: str, tables: Mapping[str, str], known: Sequence[str]) -> str:
+    """A page with these tables (name -> markdown) between their markers. Raises ValueError for an unknown marker."""
     pattern = re.compile(r"(<!-- table: (\S+) -->\n)((?:(?!<!--).)*?)(<!-- end -->)", re.S)
-    marks = re.findall(r"<!-- table: (\S+) -->", readme)
+    marks = re.findall(r"<!-- table: (\S+) -->", page)
     wrong = [name for name in marks if name not in known]
-    if wrong or len(pattern.findall(readme)) != len(marks):
-        raise ValueError(f"README.md: markers of unknown tables {wrong}, or a marker without its <!-- end -->")
-    return pattern.sub(lambda m: m[1] + (tables[m[2]] + "\n" if m[2] in tables else m[3]) + m[4], readme)
+    if wrong or len(pattern.findall(page)) != len(marks):
+        raise ValueError(f"markers of unknown tables {wrong}, or a marker without its <!-- end -->")
+    return pattern.sub(lambda m: m[1] + (tables[m[2]] + "\n" if m[2] in tables else m[3]) + m[4], page)
 
 
 def write_tables(tables: Sequence[Table], runs: Path, known: Sequence[str]) -> list[str]:
-    """Writes results/*.csv and the README's tables. Returns what could not be written, a message each."""
+    """Writes results/*.csv and the tables of the pages. Returns what could not be written, a message each."""
     written, problems = {}, []
     for table in tables:
         try:
@@ -379,10 +380,11 @@ def write_tables(tables: Sequence[Table], runs: Path, known: Sequence[str]) -> l
             written[table.name] = markdown(table, RESULTS / f"{table.name}.csv")
         except ComparisonError as error:
             problems.append(f"{table.name}: {error}")
-    before = README.read_text()
-    after = rewritten(before, written, known)
-    if after != before:
-        README.write_text(after)
+    for page in PAGES:
+        before = page.read_text()
+        after = rewritten(before, written, known)
+        if after != before:
+            page.write_text(after)
     return problems
 
 

@@ -15,7 +15,8 @@ from innerloop.run import build
 
 config.register()
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = (ROOT / "README.md", ROOT / "results" / "README.md")
+README = PAGES[0].read_text()
 
 
 def test_there_are_two_set_up_commands() -> None:
@@ -26,7 +27,8 @@ def test_there_are_two_set_up_commands() -> None:
 
 
 def commands() -> list[str]:
-    return sorted(set(re.findall(r"python train\.py ([^\n`|#)]*)", README)))
+    texts = (page.read_text() for page in PAGES)
+    return sorted({command for text in texts for command in re.findall(r"python train\.py ([^\n`|#)]*)", text)})
 
 
 @pytest.mark.parametrize("command", commands())
@@ -38,8 +40,9 @@ def test_every_training_command_composes(command: str) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), target
 
 
 def test_example_without_hydra_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

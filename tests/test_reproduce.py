@@ -57,8 +57,9 @@ def finished_run(
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in the place of the project: its README.md, its results, its runs."""
     (tmp_path / "runs").mkdir()
-    monkeypatch.setattr(reproduce, "README", tmp_path / "README.md")
+    monkeypatch.setattr(reproduce, "PAGES", (tmp_path / "README.md", tmp_path / "other.md"))
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
+    (tmp_path / "other.md").write_text("no table\n")
     (tmp_path / "README.md").write_text("before\n<!-- table: toy -->\nold\n<!-- end -->\nafter\n")
     return tmp_path
 
@@ -171,10 +172,11 @@ def test_every_row_composes(name: str) -> None:
     assert len({(cfg.trainer.max_steps, cfg.test.episodes, cfg.test.steps) for cfg in composed}) == 1
 
 
-def test_readme_says_what_the_csv_files_say() -> None:
+def test_pages_say_what_the_csv_files_say() -> None:
     written = {path.stem: reproduce.markdown(TABLES[path.stem], path) for path in reproduce.RESULTS.glob("*.csv")}
-    readme = (ROOT / "README.md").read_text()
-    assert reproduce.rewritten(readme, written, list(TABLES)) == readme
+    pages = [page.read_text() for page in reproduce.PAGES]
+    assert [reproduce.rewritten(page, written, list(TABLES)) for page in pages] == pages
+    assert sorted(re.findall(r"<!-- table: (\S+) -->", "".join(pages))) == sorted(TABLES)
 
 
 def test_folders_go_to_data_that_have_them(tmp_path: Path) -> None:
@@ -195,7 +197,7 @@ def test_stopped_by_ctrl_c_it_goes_on_and_a_row_that_fails_stops_no_other(house:
     )
     lines = [f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import reproduce; from pathlib import Path"]
     lines += [f"reproduce.{n} = Path({str(house / p)!r})" for n, p in (("TABLES", "tables"), ("RESULTS", "results"))]
-    lines += [f"reproduce.README = Path({str(house / 'README.md')!r}); sys.exit(reproduce.main())"]
+    lines += [f"reproduce.PAGES = [Path({str(house / 'README.md')!r})]; sys.exit(reproduce.main())"]
     command = [sys.executable, "-c", "\n".join(lines), "--runs", str(house / "runs")]
     run_dir = house / "runs" / "toy" / "maml_seed0"
 

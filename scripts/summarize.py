@@ -1,0 +1,308 @@
+"""Reads a sweep, finished or running: python scripts/summarize.py SWEEP.
+
+One row a configuration, its seeds together. `test` is the mean over seeds and test episodes. Of the 95 % intervals
+`over seeds` is Student's, of the seeds' means: what another seed would give. `over episodes` is that of the episodes,
+each first averaged over the seeds: what other test episodes would give these trained models. Differences are paired,
+episode by episode and seed by seed, to the row that `--against "algo=maml"` names, by default the first; where it names
+one row for each of several kinds of test episodes, each is compared with its own. The best row is the best on
+*validation* tasks; the number to report is its test's. A run that is not finished shows its last validation value, in
+brackets. Searches with Optuna are sorted by validation value and show the importances of what was searched.
+
+`--csv FILE` writes all numbers unrounded (accuracies as fractions), `--markdown` prints the table for a README, and
+the plots go to SWEEP/summary, or where `--plots DIR` says.
+"""
+
+import argparse
+import shlex
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from compare import TITLES, differences, short, summary, typed  # noqa: E402
+from reproduce import text, write_csv  # noqa: E402
+from sweep_jobs import STATES, Row, Sweep, SweepError, brief, read_sweep, validation_ci95  # noqa: E402
+from sweep_plots import draw  # noqa: E402
+
+MOST = 10  # of failed or running runs are listed
+
+# Column of the CSV file -> the two lines of its head in the table. Empty columns are left out.
+SHOWN = {
+    **{state: ("", "done" if state == "finished" else state) for state in STATES},
+    "validation": ("validation", "METRIC"),
+    "test": ("test", "METRIC"),
+    "test_over_seeds_ci95": ("± over", "seeds"),
+    "test_over_episodes_ci95": ("± over", "episodes"),
+    "difference": ("paired", "difference"),
+    "difference_over_seeds_ci95": ("± over", "seeds"),
+    "difference_over_episodes_ci95": ("± over", "episodes"),
+}
+OF_THE_DIFFERENCE = tuple(name for name in SHOWN if name.startswith("difference"))
+
+
+@dataclass
+class Report:
+    """The rows of a sweep in order, what each is compared with, the best of each kind of test episodes, and remarks."""
+
+    sweep: Sweep
+    rows: list[Row]
+    references: list[Row | None]
+    best: list[Row]
+    notes: list[str]
+
+
+@dataclass
+class Table:
+    """head: two lines for each column; body: the cells of each row; keys: how many columns, on the left, name a row."""
+
+    head: list[tuple[str, str]]
+    body: list[list[str]]
+    keys: int
+
+
+# What is compared with what.
+
+
+def report(sweep: Sweep, against: str | None) -> Report:
+    """Raises SweepError if `against` names no row, or several that were tested on the same episodes."""
+    rows = sweep.rows
+    if sweep.study:
+        rows = sorted(rows, key=lambda row: -row.worth)
+    named = [row for row in rows if matches(row, sweep, against)] if against is not None else rows[:1]
+    if rows and not named:
+        raise SweepError(f"--against {against!r} is no row of this sweep; there are: {'; '.join(r.name for r in rows)}")
+    notes = [note for row in rows for note in row.notes]
+    kinds = by_episodes(rows)
+    references: dict[int, Row] = {}
+    for kind in kinds:
+        of_kind = [row for row in kind if row in named]
+        if len(of_kind) > 1:
+            raise SweepError(f"--against {against!r} is more than one row: {'; '.join(row.name for row in of_kind)}")
+        references |= {id(row): of_kind[0] for row in kind if of_kind}
+        if not of_kind:
+            notes.append(no_difference(kind, named))
+    best = [max(kind, key=lambda row: row.worth) for kind in kinds]
+    return Report(sweep, rows, [references.get(id(row)) for row in rows], best, notes)
+
+
+def matches(row: Row, sweep: Sweep, against: str) -> bool:
+    """Whether a row has all KEY=VALUE of this text, keys whole or as in the table's head."""
+    if against == row.name:
+        return True
+    told = {form for k, v in row.settings.items() for key in (k, sweep.headings[k]) for form in (f"{key}={v}",)}
+    told |= {f"{sweep.headings[k]}={brief(v)}" for k, v in row.settings.items()}
+    return set(shlex.split(against)) <= told
+
+
+def by_episodes(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows with finished runs, those together that were tested on the same episodes."""
+    kinds: list[list[Row]] = []
+    for row in (row for row in rows if row.runs):
+        for kind in kinds:
+            if not differences(kind[0].runs[0], row.runs[0]):
+                kind.append(row)
+                break
+        else:
+            kinds.append([row])
+    return kinds
+
+
+def no_difference(kind: Sequence[Row], named: Sequence[Row]) -> str:
+    """Why rows are not compared, in one line."""
+    finished = [row for row in named if row.runs]
+    if not finished:
+        return f"no differences yet: {named[0].name} has no finished run"
+    why = differences(finished[0].runs[0], kind[0].runs[0])
+    more = f" and {len(kind) - 1} more" if len(kind) > 1 else ""
+    return (
+        f"no difference for {kind[0].name}{more}: tested on other episodes than {finished[0].name} "
+        f"({', '.join(why[:2])}{', …' if len(why) > 2 else ''})"
+    )
+
+
+# Numbers.
+
+
+def numbers(row: Row, reference: Row | None, sweep: Sweep, is_best: bool) -> dict[str, str]:
+    """A row of the CSV file."""
+    s: dict[str, Any] = summary(row.runs, reference.runs if reference else None) if row.runs else {}
+    reached = None if row.runs else row.reached
+    cells: dict[str, Any] = {"row": row.name}
+    cells |= {key: row.settings.get(key, "") for key in sweep.keys}
+    cells |= {state: row.count(state) or None for state in STATES}
+    cells |= {
+        "metric": row.metric,
+        "best": "*" if is_best else None,
+        "validation": float(row.validations.mean()) if row.runs else None,
+        "validation_over_seeds_ci95": validation_ci95(row),
+        "test": s.get("mean"),
+        "test_over_seeds_ci95": s.get("over_seeds_ci95"),
+        "test_over_episodes_ci95": s.get("ci95"),
+        "test_median": s.get("median"),
+        "difference": s.get("difference"),
+        "difference_over_seeds_ci95": s.get("difference_over_seeds_ci95"),
+        "difference_over_episodes_ci95": s.get("difference_ci95"),
+        "to": reference.name if reference and s.get("difference") is not None else None,
+        "reached_step": reached[0] if reached else None,
+        "reached_validation": reached[1] if reached else None,
+        "seeds": s.get("seeds"),
+        "command": command(row),
+    }
+    return {name: text(value) for name, value in cells.items()}
+
+
+def command(row: Row) -> str:
+    """What a person types to get this row again: all its seeds, be they finished or not."""
+    overrides = row.jobs[0].overrides
+    assert overrides is not None
+    seeds = [o.partition("=")[2] for job in row.jobs for o in job.overrides or () if o.startswith("seed=")]
+    finished = [run.results["seed"] for run in row.runs]
+    return typed(overrides, list(dict.fromkeys(map(int, seeds or finished or [0]))))
+
+
+# Text.
+
+
+def table(report: Report, rows: Sequence[Mapping[str, str]]) -> Table:
+    """The table, from the rows of the CSV file alone."""
+    metrics = {r["metric"]: TITLES.get(r["metric"], r["metric"]) for r in rows if r["metric"]}
+    unit = next(iter(metrics.values())) if len(metrics) == 1 else ""
+    keys = report.sweep.headings or {"row": "row"}
+    names = [name for name in SHOWN if any(shown(r, name) for r in rows)]
+    head = [("", heading) for heading in keys.values()] + [("", "metric")] * (len(metrics) > 1)
+    head += [(SHOWN[name][0], SHOWN[name][1].replace("METRIC", unit)) for name in names]
+    body = []
+    for r in rows:
+        told = [brief(r[key]) for key in keys]
+        told[-1] += f" {r['best']}" if r["best"] else ""
+        told += [metrics.get(r["metric"], "")] * (len(metrics) > 1)
+        body.append([*told, *(shown(r, name) for name in names)])
+    return Table(head, body, len(keys))
+
+
+def shown(row: Mapping[str, str], column: str) -> str:
+    """A cell of the table: accuracies in percent, other metrics to three digits."""
+    value, metric = row[column], row["metric"]
+    if column == "validation" and not value and row["reached_step"]:
+        return f"({short(float(row['reached_validation']), metric)} at {int(row['reached_step']):,})"
+    if not value or column in STATES:
+        return value
+    return ("± " if column.endswith("_ci95") else "") + short(float(value), metric, signed=column == "difference")
+
+
+def aligned(table: Table, width: int) -> str:
+    """Text in columns; those that do not fit in the width stand below, where each row is named once more."""
+    lines = [[above for above, _ in table.head], [name for _, name in table.head], *table.body]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
+    named, blocks = range(table.keys), [list[int]()]
+    for i in range(table.keys, len(table.head)):
+        if blocks[-1] and sum(widths[j] + 2 for j in [*named, *blocks[-1], i]) - 2 > width:
+            blocks.append([])
+        blocks[-1].append(i)
+    drawn = []
+    for block in blocks:
+        cells = [
+            [line[i].ljust(widths[i]) for i in named] + [line[i].rjust(widths[i]) for i in block] for line in lines
+        ]
+        drawn.append("\n".join("  ".join(line).rstrip() for line in cells))
+    return "\n\n".join(drawn)
+
+
+def markdown(table: Table) -> str:
+    head = [f"{above} {name}".strip() for above, name in table.head]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *table.body])
+
+
+def caption(report: Report, rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """What has to be known to read the table, a paragraph each."""
+    jobs = report.sweep.jobs
+    counts = ", ".join(f"{n} {state}" for state in STATES if (n := sum(job.state == state for job in jobs)))
+    found = [f"{report.sweep.directory}: {len(jobs)} runs, {counts}"]
+    finished = [row for row in report.rows if row.runs]
+    if not finished:
+        return found
+    episodes = sorted({row.runs[0].results["test"]["episodes"] for row in finished})
+    kinds = {row.metric for row in finished}
+    better = " and ".join(
+        f"{m}: {'lower' if m in ('mse', 'loss') else 'higher'} is better" for m in sorted(map(str, kinds))
+    )
+    said = f"Mean over seeds and {' or '.join(f'{n:,}' for n in episodes)} test episodes ({better}). ± is 95 %: over "
+    said += "seeds Student's t of the seeds' means, over episodes normal."
+    compared = list(dict.fromkeys(r["to"] for r in rows if r["to"]))
+    if compared:
+        said += f" Differences are paired, on the same episodes, to {'; '.join(compared)}."
+    found.append(said)
+    found.append("* is the best by the validation value, which alone chose it; report its test value.")
+    return found
+
+
+def closing(report: Report) -> list[str]:
+    """Remarks, unfinished and failed runs, importances, and how to run the best again; a line each."""
+    found = list(report.notes)
+    for state in ("failed", "running", "pruned"):
+        told = [f"{state}: {job.name}{about(job)}" for job in report.sweep.jobs if job.state == state]
+        found += told[:MOST] + ([f"{state}: and {len(told) - MOST} more"] if len(told) > MOST else [])
+    if report.sweep.study:
+        found += ["", report.sweep.study.about_importances]
+        found += [f"  {share:6.1%}  {key}" for key, share in report.sweep.study.importances.items()]
+    for row in report.best:
+        if row.worth > float("-inf"):
+            s = summary(row.runs, None)
+            metric = str(row.metric)
+            values = f"validation {short(float(row.validations.mean()), metric)}, test {short(s['mean'], metric)}"
+            found += [
+                "",
+                f"best by validation: {row.name} ({TITLES.get(metric, metric)}: {values})",
+                f"  {command(row)}",
+            ]
+    return found
+
+
+def about(job: Any) -> str:
+    """What there is to say of an unfinished or failed run."""
+    reached = f", {TITLES.get(job.metric, job.metric)} {short(job.reached[1], job.metric)}" if job.reached else ""
+    at = f" after {job.reached[0]:,} meta-batches{reached}" if job.reached else ""
+    if job.state == "failed":
+        return f"{at}: {job.error}"
+    silent = f", last written {job.silent_for:.0f} s ago" if job.state == "running" and job.directory else ""
+    return f"{at}{silent}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path, metavar="SWEEP", help="a sweep's directory")
+    parser.add_argument("--against", metavar="ROW", help='what differences are taken to, such as "algo=maml"')
+    parser.add_argument("--markdown", action="store_true", help="print a table for a README")
+    parser.add_argument("--csv", type=Path, metavar="FILE")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="where the plots go, by default SWEEP/summary")
+    options = parser.parse_args(argv)
+    try:
+        found = report(read_sweep(options.sweep), options.against)
+    except SweepError as error:
+        sys.exit(f"summarize.py: {error}")
+    sweep = found.sweep
+    rows = [numbers(row, to, sweep, row in found.best) for row, to in zip(found.rows, found.references, strict=True)]
+    shown_rows = table(found, rows)
+    if options.markdown:
+        print("\n\n".join([" ".join(caption(found, rows)[1:]), markdown(shown_rows)]))
+    else:
+        width = shutil.get_terminal_size((100, 24)).columns
+        print("\n".join(textwrap.fill(paragraph, width) for paragraph in caption(found, rows)), end="\n\n")
+        print(aligned(shown_rows, width), end="\n\n")
+        print("\n".join(closing(found)))
+    if options.csv:
+        write_csv(options.csv, rows)
+    folder = options.plots or options.sweep / "summary"
+    drawn = draw(sweep, found.rows, folder)
+    if not options.markdown:
+        print(f"\nplots: {', '.join(str(folder / name) for name in drawn) or 'none yet: nothing was validated'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,372 @@
+"""What a sweep directory holds, while the sweep runs too: its jobs, grouped into the configurations that it tries."""
+
+import json
+import math
+import re
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from compare import Run, grouped, read, recorded_overrides, t_ci95
+
+from innerloop.drawing import ERRORS, NOTHING, Column, read_metrics
+
+STATES = ("finished", "running", "failed", "pruned", "waiting")
+RECORDS = ("config.yaml", "results.json", "error.json", "pruned.json")
+METRICS = ("accuracy", "mse", "loss")
+FEWEST_TRIALS = 5  # of which the better half are three: importances of fewer are noise
+
+# What a job may be told without being another configuration; and whatever begins with logger.
+APART = ("seed", "debug", "logger")
+
+
+class SweepError(Exception):
+    """A directory that is no sweep, a row that is not there, a library that is missing."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep. overrides: None if not yet known; reached: (meta-batches, validation value) so far."""
+
+    name: str
+    state: str
+    overrides: list[str] | None
+    directory: Path | None = None
+    run: Run | None = None
+    error: str = ""
+    reached: tuple[int, float] | None = None
+    metric: str | None = None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Key -> value as typed, but for what makes no configuration of its own."""
+        found = {}
+        for override in self.overrides or ():
+            key, _, value = override.partition("=")
+            if key not in APART and not key.startswith("logger."):
+                found[key.lstrip("+")] = value
+        return found
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds since the run last wrote something."""
+        assert self.directory is not None
+        times = [p.stat().st_mtime for p in (self.directory, self.directory / "metrics.csv") if p.exists()]
+        return time.time() - max(times)
+
+
+@dataclass(frozen=True)
+class Study:
+    """An Optuna study: importances (key -> share of one) with how they came about, or why there are none."""
+
+    trials: Sequence[Any]
+    higher_is_better: bool
+    importances: dict[str, float]
+    about_importances: str
+
+
+@dataclass
+class Row:
+    """The jobs of one configuration. settings: swept key -> value; runs: the finished ones, one a seed."""
+
+    name: str
+    settings: dict[str, str]
+    jobs: list[Job]
+    runs: list[Run] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def count(self, state: str) -> int:
+        return sum(job.state == state for job in self.jobs)
+
+    @property
+    def metric(self) -> str | None:
+        return next((job.metric for job in self.jobs if job.metric), None)
+
+    @property
+    def validations(self) -> np.ndarray:
+        """The value (seeds,) by which a run is chosen."""
+        return np.array([run.results["validation"][run.metric]["mean"] for run in self.runs])
+
+    @property
+    def reached(self) -> tuple[int, float] | None:
+        """(meta-batches, validation value) of the unfinished job that has come furthest."""
+        return max((job.reached for job in self.jobs if job.reached), default=None)
+
+    @property
+    def worth(self) -> float:
+        """The validation mean, negative for errors: the higher the better. -inf if there is no number."""
+        mean = float(self.validations.mean()) if self.runs else math.nan
+        return -math.inf if math.isnan(mean) else -mean if self.metric in ERRORS else mean
+
+    def curves(self) -> list[Column]:
+        """(meta-batches, validation value) of each job that recorded some; of failed and pruned ones if all are so."""
+        lively = [job for job in self.jobs if job.state in ("finished", "running")]
+        found = [curve_of(job.directory, self.metric) for job in lively or self.jobs if job.directory]
+        return [curve for curve in found if len(curve[0])]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep: its jobs and its rows; keys: what was swept, the seed apart."""
+
+    directory: Path
+    jobs: list[Job]
+    rows: list[Row]
+    keys: list[str]
+    study: Study | None
+
+    @property
+    def headings(self) -> dict[str, str]:
+        """Swept key -> what its column is called."""
+        return headings(self.keys)
+
+
+def read_sweep(directory: Path) -> Sweep:
+    """The sweep of a directory. Raises SweepError if there is none."""
+    if not directory.is_dir():
+        raise SweepError(f"{directory} is no directory")
+    planned = planned_jobs(directory / "sweep.yaml")
+    study = read_study(directory / "study.db") if (directory / "study.db").is_file() else None
+    begun = [path for path in sorted(directory.iterdir(), key=by_number) if is_job(path)]
+    of_trial = trials_by_directory(study)
+    jobs = [job_at(path, known_overrides(path, planned, of_trial)) for path in begun]
+    jobs += not_begun(planned, jobs) if planned else trials_without_directory(study, jobs)
+    if not jobs:
+        raise SweepError(f"{directory} is no sweep with runs: it has no directories of runs, nor planned ones")
+    return Sweep(directory, jobs, *rows_of(jobs), study)
+
+
+def by_number(path: Path) -> tuple[float, str]:
+    number = job_number(path)
+    return (math.inf if number is None else number, path.name)
+
+
+def job_number(path: Path) -> int | None:
+    found = re.match(r"(\d+)(_|$)", path.name)
+    return int(found[1]) if found else None
+
+
+def is_job(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    return job_number(path) is not None or any((path / name).is_file() for name in RECORDS)
+
+
+def planned_jobs(path: Path) -> list[list[str]]:
+    """The jobs that a grid's record names; none for a search, or where there is no whole record."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError):
+        return []
+    return (content.get("jobs") or []) if isinstance(content, dict) else []
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What the file says; nothing if it is half written."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def known_overrides(path: Path, planned: Sequence[list[str]], of_trial: Mapping[str, Any]) -> list[str] | None:
+    """What a job was told: by its own record, by the sweep's, or by its trial; None if nobody says it yet."""
+    # environment.json is the last of a run's records, and written at once: the others are whole then.
+    if any((path / name).is_file() for name in ("environment.json", "results.json")):
+        return recorded_overrides(path)
+    number = job_number(path)
+    if number is not None and number < len(planned):
+        return planned[number]
+    return as_overrides(of_trial[path.name]) if path.name in of_trial else None
+
+
+def job_at(path: Path, overrides: list[str] | None) -> Job:
+    """The job of a directory, in the state that its files tell."""
+    metric, reached = last_validation(path)
+    begun = {"name": path.name, "overrides": overrides, "directory": path, "metric": metric, "reached": reached}
+    if (path / "results.json").is_file():
+        try:
+            run = read(path)
+            return Job(state="finished", run=run, **begun | {"metric": run.metric, "reached": None})
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            return Job(state="failed", error=f"its record is not whole: {first_line(str(error))}", **begun)
+    if (path / "error.json").is_file():
+        found = read_json(path / "error.json")
+        text = first_line(f"{found.get('type', 'Error')}: {found.get('error', 'no message')}")
+        return Job(state="failed", error=text, **begun)
+    if (path / "pruned.json").is_file():
+        found = read_json(path / "pruned.json")
+        if {"step", "value"} <= set(found):
+            begun["reached"] = (int(found["step"]), float(found["value"]))
+        return Job(state="pruned", **begun)
+    return Job(state="running", **begun)
+
+
+def first_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[0]
+
+
+def last_validation(path: Path) -> tuple[str | None, tuple[int, float] | None]:
+    """The metric that a run is validated by, and (meta-batches, value) of the last time."""
+    for metric in METRICS:
+        steps, values = curve_of(path, metric)
+        if len(steps):
+            return metric, (int(steps[-1]), float(values[-1]))
+    return None, None
+
+
+def curve_of(path: Path, metric: str | None) -> Column:
+    """(meta-batches, validation value), both (n,), of a run; empty as long as there is none."""
+    if not (path / "metrics.csv").is_file():
+        return NOTHING
+    steps, values = read_metrics(path / "metrics.csv").get(f"val/{metric}", NOTHING)
+    return steps + 1, values  # the file counts from 0: what was trained are as many and one
+
+
+def not_begun(planned: Sequence[list[str]], jobs: Sequence[Job]) -> list[Job]:
+    """The planned jobs that no directory belongs to."""
+    begun = {tuple(sorted(job.overrides)) for job in jobs if job.overrides is not None}
+    lacking = [(n, o) for n, o in enumerate(planned) if tuple(sorted(o)) not in begun]
+    return [Job(f"job {number}", "waiting", overrides) for number, overrides in lacking]
+
+
+# Optuna.
+
+
+def read_study(path: Path) -> Study | None:
+    """The study of a search; None if it is not there yet. Raises SweepError where Optuna is missing."""
+    try:
+        import optuna
+    except ImportError:
+        raise SweepError(f"{path} is read with Optuna, which is not installed: pip install optuna") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+    try:
+        if not storage.get_all_studies():
+            return None
+        study = optuna.load_study(study_name="study", storage=storage)
+        higher = study.direction is optuna.study.StudyDirection.MAXIMIZE
+        return Study(study.trials, higher, *importances(study))
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def importances(study: Any) -> tuple[dict[str, float], str]:
+    """Key -> share of one, the most important first, and what they mean; or none, and why."""
+    import optuna
+
+    complete = optuna.trial.TrialState.COMPLETE
+    n = sum(trial.state is complete for trial in study.trials)
+    if n < FEWEST_TRIALS:
+        return {}, f"importances need {FEWEST_TRIALS} finished trials, there are {n}"
+    # With the default, a tenth, a search of twenty would be judged by its two best trials.
+    share = max(0.1, min(0.5, FEWEST_TRIALS / n))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    about = (
+        f"importances for being among the best {share:.0%} of {n} finished trials (PED-ANOVA, Watanabe et al., 2023)"
+    )
+    return dict(sorted(found.items(), key=lambda item: -item[1])), about
+
+
+def trials_by_directory(study: Study | None) -> dict[str, Any]:
+    """Name of a job's directory -> its trial."""
+    trials = study.trials if study else []
+    return {trial.user_attrs["directory"]: trial for trial in trials if "directory" in trial.user_attrs}
+
+
+def as_overrides(trial: Any) -> list[str]:
+    return [f"{key}={value}" for key, value in trial.params.items()]
+
+
+def trials_without_directory(study: Study | None, jobs: Sequence[Job]) -> list[Job]:
+    """The trials that are on their way, or failed before they had a directory. What they share is as in their siblings."""
+    names = {job.name for job in jobs}
+    states = {"WAITING": "waiting", "RUNNING": "running", "FAIL": "failed", "PRUNED": "pruned"}
+    found = []
+    for trial in study.trials if study else []:
+        if trial.user_attrs.get("directory") in names or trial.state.name not in states:
+            continue
+        shared = next((job.overrides for job in jobs if job.overrides is not None), None) or []
+        rest = [o for o in shared if o.partition("=")[0] not in trial.params]
+        state = states[trial.state.name]
+        error = "it left no directory; see the sweep's own messages" if state == "failed" else ""
+        told = [*as_overrides(trial), *rest] if trial.params else None
+        found.append(Job(f"trial {trial.number}", state, told, error=error))
+    return found
+
+
+# Rows.
+
+
+def rows_of(jobs: Sequence[Job]) -> tuple[list[Row], list[str]]:
+    """(the configurations, each with its jobs, in the order of their first; the keys by which they differ)."""
+    groups: dict[str, list[Job]] = defaultdict(list)
+    for job in jobs:
+        if job.overrides is not None:
+            groups[json.dumps(job.settings, sort_keys=True)].append(job)
+    each = [group[0].settings for group in groups.values()]
+    every_key = dict.fromkeys(key for settings in each for key in settings)
+    keys = [key for key in every_key if len({settings.get(key) for settings in each}) > 1]
+    rows = [Row("", {k: s[k] for k in keys if k in s}, group) for s, group in zip(each, groups.values(), strict=True)]
+    name_rows(rows, keys)
+    for row in rows:
+        row.runs, row.notes = one_a_seed([job.run for job in row.jobs if job.run])
+    return rows, keys
+
+
+def headings(keys: Sequence[str]) -> dict[str, str]:
+    """Key -> its last part, where that tells it from the others."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: key if last.count(name) > 1 else name for key, name in zip(keys, last, strict=True)}
+
+
+def name_rows(rows: Sequence[Row], keys: Sequence[str]) -> None:
+    """Calls each row by what tells it from the others; a lone one by its algorithm and data."""
+    if not keys:
+        for row in rows:
+            settings = row.jobs[0].settings
+            row.name = " ".join(f"{k}={settings[k]}" for k in ("algo", "data") if k in settings) or "defaults"
+        return
+    short = headings(keys)
+    names = [" ".join(f"{short[k]}={brief(v)}" for k, v in row.settings.items()) for row in rows]
+    exact = [" ".join(f"{short[k]}={v}" for k, v in row.settings.items()) for row in rows]
+    for row, name, longer in zip(rows, names, exact, strict=True):
+        row.name = (name if names.count(name) == 1 else longer) or "defaults"
+
+
+def one_a_seed(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """The runs that are seeds of one configuration, and a message for each other one."""
+    if not runs:
+        return [], []
+    alike, *others = grouped(runs)
+    of_seed: dict[int, Run] = {}
+    for run in alike:
+        of_seed.setdefault(run.results["seed"], run)
+    doubles = [run for run in alike if of_seed[run.results["seed"]] is not run]
+    notes = [f"{run.path.name} is left out: seed {run.results['seed']} once more" for run in doubles]
+    for run in [run for group in others for run in group]:
+        notes.append(f"{run.path.name} is left out: its settings or meta-batches are not those of {alike[0].path.name}")
+    return list(of_seed.values()), notes
+
+
+def brief(value: str) -> str:
+    """A value as typed; a number of many digits with four."""
+    if not re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+|\d+)(e[+-]?\d+)?", value, re.I) or len(value) <= 6:
+        return value
+    return f"{float(value):.4g}"
+
+
+def validation_ci95(row: Row) -> float | None:
+    """Half-width of Student's 95 % interval of the seeds' validation values."""
+    return t_ci95(row.validations) if len(row.runs) > 1 else None

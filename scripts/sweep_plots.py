@@ -1,0 +1,247 @@
+"""The figures of a sweep, for summarize.py: bars with intervals, learning curves with bands, parallel coordinates."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from compare import TITLES, short, summary
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from sweep_jobs import Row, Sweep, brief
+
+from innerloop.drawing import BLUE, ERRORS, GREEN, GREY, INK, VERMILLION, Column, log_where_wide, panels
+
+# Okabe and Ito's colours that stand out from white; more curves than these are not told apart.
+COLOURS = (BLUE, VERMILLION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", INK)
+MOST_BARS = 40
+DECADES = 20  # of the largest to the smallest value, from where on an axis is logarithmic
+
+
+def draw(sweep: Sweep, rows: Sequence[Row], folder: Path) -> list[str]:
+    """Saves what there is to draw yet, and returns the file names. rows: in the order of the table."""
+    figures: dict[str, Figure] = {}
+    for metric in dict.fromkeys(row.metric for row in rows if row.metric):
+        of_metric = [row for row in rows if row.metric == metric]
+        suffix = "" if len({row.metric for row in rows if row.metric}) == 1 else f"_{metric}"
+        finished = [row for row in of_metric if row.runs]
+        valued = [row for row in of_metric if math.isfinite(row.worth)]
+        if finished:
+            figures[f"bars{suffix}.png"] = bars(finished, metric)
+        if any(row.curves() for row in of_metric):
+            figures[f"curves{suffix}.png"] = curves(of_metric, metric)
+        if len(sweep.keys) > 1 and len(valued) > 1:
+            figures[f"parallel{suffix}.png"] = parallel(sweep, valued, metric)
+    if figures:
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=120)
+    return list(figures)
+
+
+def title(metric: str) -> str:
+    """Such as "MSE" or "accuracy, %"."""
+    return TITLES.get(metric, metric)
+
+
+def scaled(values: Any, metric: str) -> np.ndarray:
+    """The values as the axes show them: accuracies in percent."""
+    return np.asarray(values, dtype=float) * (100 if metric == "accuracy" else 1)
+
+
+def chosen(rows: Sequence[Row], most: int) -> list[Row]:
+    """The best rows by validation value, as many as can be shown, in the order given."""
+    best = sorted(rows, key=lambda row: -row.worth)[:most]
+    return [row for row in rows if row in best]
+
+
+def bars(rows: Sequence[Row], metric: str) -> Figure:
+    """The test mean of each row of finished runs, with its interval: over seeds if it has several, else over episodes."""
+    some = chosen(rows, MOST_BARS)
+    figure, (ax,) = panels(1, 1, width=8.0, height=1.5 + 0.36 * len(some))
+    numbers = [summary(row.runs, None) for row in some]
+    means = scaled([s["mean"] for s in numbers], metric)
+    over_seeds = np.array([s["over_seeds_ci95"] is not None for s in numbers])
+    given = [s["over_seeds_ci95"] if seeds else s["ci95"] for s, seeds in zip(numbers, over_seeds, strict=True)]
+    half = scaled(given, metric)
+    places = np.arange(len(some))
+    ax.barh(places, means, height=0.62, color="#A6CEE3")
+    kinds = (
+        (over_seeds, INK, "95 % interval over seeds"),
+        (~over_seeds, VERMILLION, "95 % interval over test episodes"),
+    )
+    for which, colour, name in kinds:
+        if which.any():
+            look = {"fmt": "none", "ecolor": colour, "capsize": 3.5, "elinewidth": 1.6, "label": name}
+            ax.errorbar(means[which], places[which], xerr=half[which], **look)
+    several = [(run.values().mean(), place) for row, place in zip(some, places, strict=True) for run in row.runs]
+    if over_seeds.any():
+        x, y = zip(*several, strict=True)
+        ax.scatter(scaled(x, metric), y, s=16, facecolor="white", edgecolor=BLUE, zorder=4, label="a seed")
+    right = _bar_limit(means, half, metric)
+    for place, s in zip(places, numbers, strict=True):
+        ax.annotate(
+            short(s["mean"], metric), (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9
+        )
+    ax.set_xlim(0, right)
+    ax.set_yticks(places, [row.name for row in some])
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    few = f", the best {len(some)} of {len(rows)} by validation" if len(some) < len(rows) else ""
+    ax.set(xlabel=f"test {title(metric)}", title=f"Mean over seeds and test episodes{few}")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _bar_limit(means: np.ndarray, half: np.ndarray, metric: str) -> float:
+    """Where the axis ends: at the intervals' ends, but for intervals of few seeds that would dwarf every bar."""
+    ends = np.nanmax(means + np.nan_to_num(half))
+    limit = min(ends * 1.03, 2.5 * np.nanmax(means))
+    return min(limit, 100.0) if metric == "accuracy" else limit
+
+
+def curves(rows: Sequence[Row], metric: str) -> Figure:
+    """The validation metric of each row: the mean over its seeds, and a band from the lowest to the highest of them.
+
+    Not an interval: of two seeds Student's would be ten times as wide as they are apart. The mean ends where the first
+    of the seeds does; what the others have beyond is drawn thin.
+    """
+    drawn = [row for row in rows if row.curves()]
+    best = chosen(drawn, len(COLOURS) if len(drawn) <= len(COLOURS) else len(COLOURS) - 1)
+    figure, (ax,) = panels(1, 1, width=8.0, height=4.6)
+    everything, banded = [], False
+    colours = dict(zip((row.name for row in best), COLOURS, strict=False))
+    for row in sorted(drawn, key=lambda row: row in best):
+        found = row.curves()
+        steps, values = common(found)
+        values = scaled(values, metric)
+        mean, seeds = values.mean(0), len(found)
+        everything += [scaled(curve[1], metric) for curve in found]
+        look: dict[str, Any] = {"color": colours.get(row.name, "#C8C8C8"), "zorder": 3 if row in best else 1}
+        several = f" ({seeds} seeds)" if seeds > 1 else ""
+        label = f"{row.name}{several}" if row in best else "_"
+        marker = "o" if len(steps) <= 25 else None
+        ax.plot(steps, mean, linewidth=1.8, marker=marker, markersize=3.5, label=label, **look)
+        if seeds > 1 and len(steps):
+            ax.fill_between(steps, values.min(0), values.max(0), color=look["color"], alpha=0.18, linewidth=0, zorder=0)
+            banded = True
+        for own_steps, own in found:
+            beyond = own_steps >= (steps[-1] if len(steps) else -math.inf)
+            if own_steps[-1] > (steps[-1] if len(steps) else -math.inf):
+                ax.plot(own_steps[beyond], scaled(own[beyond], metric), linewidth=0.8, linestyle="--", **look)
+    if len(drawn) > len(best):
+        ax.plot([], [], color="#C8C8C8", label=f"the other {len(drawn) - len(best)}")
+    log_where_wide(ax, metric, np.concatenate(everything))
+    ax.set_xlabel("meta-batches")
+    ax.set_ylabel(f"validation {title(metric)}")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_title("Validation: mean, and band from the lowest to the highest seed" if banded else "Validation")
+    figure.legend(
+        loc="outside lower center", ncols=_legend_columns([row.name for row in best]), frameon=False, fontsize=9
+    )
+    return figure
+
+
+def _legend_columns(names: Sequence[str]) -> int:
+    longest = max(map(len, names), default=0)
+    return max(1, min(4, 90 // (longest + 16)))
+
+
+def common(found: Sequence[Column]) -> tuple[np.ndarray, np.ndarray]:
+    """(steps (n,), values (curves, n)) where all curves have a value."""
+    steps = found[0][0]
+    for other, _ in found[1:]:
+        steps = np.intersect1d(steps, other)
+    return steps, np.array(
+        [dict(zip(s.tolist(), v.tolist(), strict=True)) for s, v in found]
+        and [[dict(zip(s.tolist(), v.tolist(), strict=True))[step] for step in steps.tolist()] for s, v in found]
+    )
+
+
+def parallel(sweep: Sweep, rows: Sequence[Row], metric: str) -> Figure:
+    """A line a row through its swept values, an axis each, to its validation mean, which colours it."""
+    values = scaled([row.validations.mean() for row in rows], metric)
+    wide = metric in ERRORS and values.min() > 0 and values.max() >= DECADES * values.min()
+    norm = LogNorm(values.min(), values.max()) if wide else Normalize(values.min(), values.max())
+    colours = ScalarMappable(norm, matplotlib.colormaps["viridis_r" if metric in ERRORS else "viridis"])
+    figure, (ax,) = panels(1, 1, width=max(7.0, 2.0 * len(sweep.keys) + 3.0), height=5.0)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    ax.set_yticks([])
+    axes = [Coordinate.of([row.settings.get(key, "") for row in rows]) for key in sweep.keys]
+    axes.append(Coordinate.numeric(values, wide))
+    x = np.arange(len(axes))
+    heights = np.array([axis.heights for axis in axes]).T
+    worst_first = sorted(range(len(rows)), key=lambda i: rows[i].worth)
+    for i in worst_first:
+        ax.plot(x, heights[i], color=colours.to_rgba(values[i]), linewidth=1.5, alpha=0.9, solid_joinstyle="round")
+    for place, axis in enumerate(axes):
+        axis.draw(ax, place)
+    names = [_with_importance(sweep, key) for key in sweep.keys]
+    ax.set_xticks(x, [*names, f"validation\n{title(metric)}"])
+    ax.tick_params(axis="x", length=0, pad=8)
+    ax.set(xlim=(-0.35, len(axes) - 0.65), ylim=(-0.05, 1.05), title=f"{len(rows)} configurations")
+    figure.colorbar(colours, ax=ax, label=f"validation {title(metric)}", pad=0.02)
+    return figure
+
+
+def _with_importance(sweep: Sweep, key: str) -> str:
+    share = sweep.study.importances.get(key) if sweep.study else None
+    return sweep.headings[key] + (f"\nimportance {share:.0%}" if share is not None else "")
+
+
+class Coordinate:
+    """One axis of parallel coordinates. heights: of the rows, in [0, 1]; ticks: (height, text)."""
+
+    def __init__(self, heights: Sequence[float], ticks: Sequence[tuple[float, str]]) -> None:
+        self.heights, self.ticks = heights, ticks
+
+    @classmethod
+    def of(cls, values: Sequence[str]) -> "Coordinate":
+        """Numbers by their size, anything else as categories in the order of their first."""
+        try:
+            return cls.numeric(np.array([float(value) for value in values]))
+        except ValueError:
+            names = list(dict.fromkeys(values))
+            height = {name: (i + 0.5) / len(names) for i, name in enumerate(names)}
+            return cls([height[v] for v in values], [(h, name or "(not set)") for name, h in height.items()])
+
+    @classmethod
+    def numeric(cls, values: np.ndarray, logarithmic: bool | None = None) -> "Coordinate":
+        low, high = values.min(), values.max()
+        if logarithmic is None:
+            logarithmic = bool(low > 0 and high >= DECADES * low)
+        scale = np.log if logarithmic else np.asarray
+
+        def height(value: Any) -> Any:
+            return (scale(value) - scale(low)) / (scale(high) - scale(low)) if high > low else 0 * scale(value) + 0.5
+
+        few = sorted(set(values.tolist()))
+        if len(few) > 6:
+            few = _round_values(low, high, logarithmic)
+        return cls(height(values), [(float(height(v)), brief(f"{v:.6g}")) for v in few])
+
+    def draw(self, ax: Axes, place: float) -> None:
+        ax.plot([place, place], [0, 1], color=INK, linewidth=1.0, zorder=3)
+        box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
+        for height, text in self.ticks:
+            ax.plot([place - 0.02, place + 0.02], [height, height], color=INK, linewidth=1.0, zorder=3)
+            ax.text(place + 0.035, height, text, va="center", fontsize=9, color=INK, bbox=box, zorder=4)
+
+
+def _round_values(low: float, high: float, logarithmic: bool) -> list[float]:
+    """Round numbers within the range, for ticks; its ends where there are fewer than two."""
+    if logarithmic:
+        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        few = [10.0**e for e in exponents]
+        inside = [v for v in few if low <= v <= high]
+        if len(inside) < 3:
+            inside = [m * v for v in few for m in (1, 2, 5) if low <= m * v <= high]
+    else:
+        inside = [v for v in MaxNLocator(nbins=6, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= v <= high]
+    return inside if len(inside) > 1 else [low, high]

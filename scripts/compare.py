@@ -16,6 +16,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,22 @@ class Run:
 
     def values(self, step: int | None = None) -> np.ndarray:
         """The metric of each test episode (episodes,) after so many inner steps; None: the reported number."""
+        file = self.path / "test_episodes.csv"
         wanted = str(self.results["test"]["step"] if step is None else step)
-        with (self.path / "test_episodes.csv").open(newline="") as file:
-            found = [(int(r["episode"]), float(r[self.metric])) for r in csv.DictReader(file) if r["step"] == wanted]
-        return np.array([value for _, value in sorted(found)])
+        return _test_values(file, file.stat().st_mtime_ns, self.metric, wanted)
 
     def episodes(self) -> dict[str, Any]:
         """What decides the test episodes: key -> value."""
         data = {f"data.{k}": v for k, v in self.config["data"].items() if k not in OF_THE_TRAINING}
         test = {"test.seed": self.config["test"]["seed"], "test.episodes": self.results["test"]["episodes"]}
         return data | test
+
+
+@cache
+def _test_values(path: Path, modified: int, metric: str, step: str) -> np.ndarray:
+    with path.open(newline="") as file:
+        found = [(int(r["episode"]), float(r[metric])) for r in csv.DictReader(file) if r["step"] == step]
+    return np.array([value for _, value in sorted(found)])
 
 
 def read(path: Path) -> Run:

@@ -30,6 +30,8 @@ from reproduce import text, write_csv  # noqa: E402
 from sweep_jobs import STATES, Row, Sweep, SweepError, brief, read_sweep, validation_ci95  # noqa: E402
 from sweep_plots import draw  # noqa: E402
 
+from innerloop.drawing import ERRORS  # noqa: E402
+
 MOST = 10  # of failed or running runs are listed
 
 # Column of the CSV file -> the two lines of its head in the table. Empty columns are left out.
@@ -43,7 +45,6 @@ SHOWN = {
     "difference_over_seeds_ci95": ("± over", "seeds"),
     "difference_over_episodes_ci95": ("± over", "episodes"),
 }
-OF_THE_DIFFERENCE = tuple(name for name in SHOWN if name.startswith("difference"))
 
 
 @dataclass
@@ -59,11 +60,15 @@ class Report:
 
 @dataclass
 class Table:
-    """head: two lines for each column; body: the cells of each row; keys: how many columns, on the left, name a row."""
+    """head: two lines for each column; body: the cells of each row.
+
+    keys: how many columns, on the left, name a row; differences: the first column of those about differences.
+    """
 
     head: list[tuple[str, str]]
     body: list[list[str]]
     keys: int
+    differences: int
 
 
 # What is compared with what.
@@ -183,7 +188,8 @@ def table(report: Report, rows: Sequence[Mapping[str, str]]) -> Table:
         told[-1] += f" {r['best']}" if r["best"] else ""
         told += [metrics.get(r["metric"], "")] * (len(metrics) > 1)
         body.append([*told, *(shown(r, name) for name in names)])
-    return Table(head, body, len(keys))
+    differences_begin = len(head) - sum(name.startswith("difference") for name in names)
+    return Table(head, body, len(keys), differences_begin)
 
 
 def shown(row: Mapping[str, str], column: str) -> str:
@@ -197,18 +203,23 @@ def shown(row: Mapping[str, str], column: str) -> str:
 
 
 def aligned(table: Table, width: int) -> str:
-    """Text in columns; those that do not fit in the width stand below, where each row is named once more."""
+    """Text in columns; where they do not fit in the width, differences stand below, and each row is named once more."""
     lines = [[above for above, _ in table.head], [name for _, name in table.head], *table.body]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
-    named, blocks = range(table.keys), [list[int]()]
-    for i in range(table.keys, len(table.head)):
-        if blocks[-1] and sum(widths[j] + 2 for j in [*named, *blocks[-1], i]) - 2 > width:
+    named, others = list(range(table.keys)), list(range(table.keys, len(widths)))
+
+    def fits(columns: Sequence[int]) -> bool:
+        return sum(widths[i] + 2 for i in [*named, *columns]) - 2 <= width
+
+    blocks = [others] if fits(others) else [[]]
+    for i in others if not fits(others) else []:
+        if blocks[-1] and (i == table.differences or not fits([*blocks[-1], i])):
             blocks.append([])
         blocks[-1].append(i)
     drawn = []
     for block in blocks:
         cells = [
-            [line[i].ljust(widths[i]) for i in named] + [line[i].rjust(widths[i]) for i in block] for line in lines
+            [*(line[i].ljust(widths[i]) for i in named), *(line[i].rjust(widths[i]) for i in block)] for line in lines
         ]
         drawn.append("\n".join("  ".join(line).rstrip() for line in cells))
     return "\n\n".join(drawn)
@@ -228,12 +239,10 @@ def caption(report: Report, rows: Sequence[Mapping[str, str]]) -> list[str]:
     if not finished:
         return found
     episodes = sorted({row.runs[0].results["test"]["episodes"] for row in finished})
-    kinds = {row.metric for row in finished}
-    better = " and ".join(
-        f"{m}: {'lower' if m in ('mse', 'loss') else 'higher'} is better" for m in sorted(map(str, kinds))
-    )
-    said = f"Mean over seeds and {' or '.join(f'{n:,}' for n in episodes)} test episodes ({better}). ± is 95 %: over "
-    said += "seeds Student's t of the seeds' means, over episodes normal."
+    metrics = dict.fromkeys(r["metric"] for r in rows if r["metric"])
+    better = [f"{name}: {'lower' if name in ERRORS else 'higher'} is better" for name in metrics]
+    said = f"Mean over seeds and {' or '.join(f'{n:,}' for n in episodes)} test episodes ({', '.join(better)}). "
+    said += "± is 95 %: over seeds Student's t of the seeds' means, over episodes normal."
     compared = list(dict.fromkeys(r["to"] for r in rows if r["to"]))
     if compared:
         said += f" Differences are paired, on the same episodes, to {'; '.join(compared)}."
@@ -293,7 +302,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n\n".join([" ".join(caption(found, rows)[1:]), markdown(shown_rows)]))
     else:
         width = shutil.get_terminal_size((100, 24)).columns
-        print("\n".join(textwrap.fill(paragraph, width) for paragraph in caption(found, rows)), end="\n\n")
+        where, *meaning = caption(found, rows)
+        print("\n".join([where, *(textwrap.fill(paragraph, width) for paragraph in meaning)]), end="\n\n")
         print(aligned(shown_rows, width), end="\n\n")
         print("\n".join(closing(found)))
     if options.csv:

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -190,23 +190,22 @@ def known_overrides(path: Path, planned: Sequence[list[str]], of_trial: Mapping[
 def job_at(path: Path, overrides: list[str] | None) -> Job:
     """The job of a directory, in the state that its files tell."""
     metric, reached = last_validation(path)
-    begun = {"name": path.name, "overrides": overrides, "directory": path, "metric": metric, "reached": reached}
+    job = Job(path.name, "running", overrides, path, metric=metric, reached=reached)
     if (path / "results.json").is_file():
         try:
             run = read(path)
-            return Job(state="finished", run=run, **begun | {"metric": run.metric, "reached": None})
         except (OSError, ValueError, yaml.YAMLError) as error:
-            return Job(state="failed", error=f"its record is not whole: {first_line(str(error))}", **begun)
+            return replace(job, state="failed", error=f"its record is not whole: {first_line(str(error))}")
+        return replace(job, state="finished", run=run, metric=run.metric, reached=None)
     if (path / "error.json").is_file():
         found = read_json(path / "error.json")
-        text = first_line(f"{found.get('type', 'Error')}: {found.get('error', 'no message')}")
-        return Job(state="failed", error=text, **begun)
+        text = f"{found.get('type', 'Error')}: {found.get('error', 'no message')}"
+        return replace(job, state="failed", error=first_line(text))
     if (path / "pruned.json").is_file():
         found = read_json(path / "pruned.json")
-        if {"step", "value"} <= set(found):
-            begun["reached"] = (int(found["step"]), float(found["value"]))
-        return Job(state="pruned", **begun)
-    return Job(state="running", **begun)
+        at = (int(found["step"]), float(found["value"])) if {"step", "value"} <= set(found) else reached
+        return replace(job, state="pruned", reached=at)
+    return job
 
 
 def first_line(text: str) -> str:
@@ -290,7 +289,7 @@ def as_overrides(trial: Any) -> list[str]:
 
 
 def trials_without_directory(study: Study | None, jobs: Sequence[Job]) -> list[Job]:
-    """The trials that are on their way, or failed before they had a directory. What they share is as in their siblings."""
+    """The trials on their way, or failed before they had a directory. What all share is told by their siblings."""
     names = {job.name for job in jobs}
     states = {"WAITING": "waiting", "RUNNING": "running", "FAIL": "failed", "PRUNED": "pruned"}
     found = []

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sweep_jobs import Row, Sweep, brief
 
-from innerloop.drawing import BLUE, ERRORS, GREEN, GREY, INK, VERMILLION, Column, log_where_wide, panels
+from innerloop.drawing import BLUE, ERRORS, GREEN, INK, VERMILLION, Column, log_where_wide, panels
 
 # Okabe and Ito's colours that stand out from white; more curves than these are not told apart.
 COLOURS = (BLUE, VERMILLION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", INK)
+PALE, PALER = "#A6CEE3", "#C8C8C8"
 MOST_BARS = 40
 DECADES = 20  # of the largest to the smallest value, from where on an axis is logarithmic
 
@@ -61,39 +62,32 @@ def chosen(rows: Sequence[Row], most: int) -> list[Row]:
 
 
 def bars(rows: Sequence[Row], metric: str) -> Figure:
-    """The test mean of each row of finished runs, with its interval: over seeds if it has several, else over episodes."""
+    """The test mean of rows with finished runs, and its interval: over seeds if there are several, or over episodes."""
     some = chosen(rows, MOST_BARS)
     figure, (ax,) = panels(1, 1, width=8.0, height=1.5 + 0.36 * len(some))
     numbers = [summary(row.runs, None) for row in some]
     means = scaled([s["mean"] for s in numbers], metric)
     over_seeds = np.array([s["over_seeds_ci95"] is not None for s in numbers])
     given = [s["over_seeds_ci95"] if seeds else s["ci95"] for s, seeds in zip(numbers, over_seeds, strict=True)]
-    half = scaled(given, metric)
-    places = np.arange(len(some))
-    ax.barh(places, means, height=0.62, color="#A6CEE3")
-    kinds = (
-        (over_seeds, INK, "95 % interval over seeds"),
-        (~over_seeds, VERMILLION, "95 % interval over test episodes"),
-    )
-    for which, colour, name in kinds:
+    half, places = scaled(given, metric), np.arange(len(some))
+    ax.barh(places, means, height=0.62, color=PALE)
+    for which, colour, kind in ((over_seeds, INK, "seeds"), (~over_seeds, VERMILLION, "test episodes")):
         if which.any():
-            look = {"fmt": "none", "ecolor": colour, "capsize": 3.5, "elinewidth": 1.6, "label": name}
-            ax.errorbar(means[which], places[which], xerr=half[which], **look)
-    several = [(run.values().mean(), place) for row, place in zip(some, places, strict=True) for run in row.runs]
+            drawn = ax.errorbar(means[which], places[which], xerr=half[which], fmt="none", ecolor=colour, capsize=3.5)
+            drawn.set_label(f"95 % interval over {kind}")
     if over_seeds.any():
-        x, y = zip(*several, strict=True)
+        seeds = [(run.values().mean(), p) for row, p in zip(some, places, strict=True) for run in row.runs]
+        x, y = np.array(seeds).T
         ax.scatter(scaled(x, metric), y, s=16, facecolor="white", edgecolor=BLUE, zorder=4, label="a seed")
-    right = _bar_limit(means, half, metric)
-    for place, s in zip(places, numbers, strict=True):
-        ax.annotate(
-            short(s["mean"], metric), (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9
-        )
-    ax.set_xlim(0, right)
+    for place, s, ci95 in zip(places, numbers, given, strict=True):
+        told = f"{short(s['mean'], metric)} ± {short(ci95, metric)}"
+        ax.annotate(told, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+    ax.set_xlim(0, _bar_limit(means, half, metric))
     ax.set_yticks(places, [row.name for row in some])
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     few = f", the best {len(some)} of {len(rows)} by validation" if len(some) < len(rows) else ""
-    ax.set(xlabel=f"test {title(metric)}", title=f"Mean over seeds and test episodes{few}")
+    ax.set(xlabel=f"test {title(metric)}", title=f"Test: mean over seeds and episodes{few}")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
@@ -108,43 +102,43 @@ def _bar_limit(means: np.ndarray, half: np.ndarray, metric: str) -> float:
 def curves(rows: Sequence[Row], metric: str) -> Figure:
     """The validation metric of each row: the mean over its seeds, and a band from the lowest to the highest of them.
 
-    Not an interval: of two seeds Student's would be ten times as wide as they are apart. The mean ends where the first
-    of the seeds does; what the others have beyond is drawn thin.
+    Not an interval: of two seeds Student's would be nine times as wide as they are apart. The mean ends where the first
+    of the seeds does; what the others have beyond is drawn dashed.
     """
-    drawn = [row for row in rows if row.curves()]
+    found = {row.name: row.curves() for row in rows}
+    drawn = [row for row in rows if found[row.name]]
     best = chosen(drawn, len(COLOURS) if len(drawn) <= len(COLOURS) else len(COLOURS) - 1)
+    colours = {row.name: colour for row, colour in zip(best, COLOURS, strict=False)}
     figure, (ax,) = panels(1, 1, width=8.0, height=4.6)
-    everything, banded = [], False
-    colours = dict(zip((row.name for row in best), COLOURS, strict=False))
     for row in sorted(drawn, key=lambda row: row in best):
-        found = row.curves()
-        steps, values = common(found)
-        values = scaled(values, metric)
-        mean, seeds = values.mean(0), len(found)
-        everything += [scaled(curve[1], metric) for curve in found]
-        look: dict[str, Any] = {"color": colours.get(row.name, "#C8C8C8"), "zorder": 3 if row in best else 1}
-        several = f" ({seeds} seeds)" if seeds > 1 else ""
-        label = f"{row.name}{several}" if row in best else "_"
-        marker = "o" if len(steps) <= 25 else None
-        ax.plot(steps, mean, linewidth=1.8, marker=marker, markersize=3.5, label=label, **look)
-        if seeds > 1 and len(steps):
-            ax.fill_between(steps, values.min(0), values.max(0), color=look["color"], alpha=0.18, linewidth=0, zorder=0)
-            banded = True
-        for own_steps, own in found:
-            beyond = own_steps >= (steps[-1] if len(steps) else -math.inf)
-            if own_steps[-1] > (steps[-1] if len(steps) else -math.inf):
-                ax.plot(own_steps[beyond], scaled(own[beyond], metric), linewidth=0.8, linestyle="--", **look)
+        scaled_curves = [(steps, scaled(values, metric)) for steps, values in found[row.name]]
+        several = f" ({len(scaled_curves)} seeds)" if len(scaled_curves) > 1 else ""
+        _curve(ax, scaled_curves, colours.get(row.name, PALER), row.name + several if row in best else "_")
     if len(drawn) > len(best):
-        ax.plot([], [], color="#C8C8C8", label=f"the other {len(drawn) - len(best)}")
-    log_where_wide(ax, metric, np.concatenate(everything))
-    ax.set_xlabel("meta-batches")
-    ax.set_ylabel(f"validation {title(metric)}")
+        ax.plot([], [], color=PALER, label=f"the other {len(drawn) - len(best)}")
+    log_where_wide(ax, metric, np.concatenate([values for row in drawn for _, values in found[row.name]]))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    banded = any(len(found[row.name]) > 1 for row in drawn)
     ax.set_title("Validation: mean, and band from the lowest to the highest seed" if banded else "Validation")
-    figure.legend(
-        loc="outside lower center", ncols=_legend_columns([row.name for row in best]), frameon=False, fontsize=9
-    )
+    ax.set(xlabel="meta-batches", ylabel=f"validation {title(metric)}")
+    columns = _legend_columns([row.name for row in best])
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure
+
+
+def _curve(ax: Axes, found: Sequence[Column], colour: str, label: str) -> None:
+    """One row's mean, band, and what single seeds have beyond."""
+    steps, values = common(found)
+    look: dict[str, Any] = {"color": colour, "zorder": 1 if label == "_" else 3}
+    marker = "o" if len(steps) <= 25 else None
+    ax.plot(steps, values.mean(0), linewidth=1.8, marker=marker, markersize=3.5, label=label, **look)
+    if len(found) > 1:
+        ax.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0, zorder=0)
+    end = steps[-1] if len(steps) else -math.inf
+    for own_steps, own in found:
+        if own_steps[-1] > end:
+            beyond = own_steps >= end
+            ax.plot(own_steps[beyond], own[beyond], linewidth=0.9, linestyle="--", **look)
 
 
 def _legend_columns(names: Sequence[str]) -> int:
@@ -155,12 +149,9 @@ def _legend_columns(names: Sequence[str]) -> int:
 def common(found: Sequence[Column]) -> tuple[np.ndarray, np.ndarray]:
     """(steps (n,), values (curves, n)) where all curves have a value."""
     steps = found[0][0]
-    for other, _ in found[1:]:
-        steps = np.intersect1d(steps, other)
-    return steps, np.array(
-        [dict(zip(s.tolist(), v.tolist(), strict=True)) for s, v in found]
-        and [[dict(zip(s.tolist(), v.tolist(), strict=True))[step] for step in steps.tolist()] for s, v in found]
-    )
+    for others, _ in found[1:]:
+        steps = np.intersect1d(steps, others)
+    return steps, np.array([values[np.searchsorted(own, steps)] for own, values in found])
 
 
 def parallel(sweep: Sweep, rows: Sequence[Row], metric: str) -> Figure:
@@ -174,7 +165,7 @@ def parallel(sweep: Sweep, rows: Sequence[Row], metric: str) -> Figure:
     ax.spines[:].set_visible(False)
     ax.set_yticks([])
     axes = [Coordinate.of([row.settings.get(key, "") for row in rows]) for key in sweep.keys]
-    axes.append(Coordinate.numeric(values, wide))
+    axes.append(Coordinate.numeric(values, logarithmic=wide, round_ticks=True))
     x = np.arange(len(axes))
     heights = np.array([axis.heights for axis in axes]).T
     worst_first = sorted(range(len(rows)), key=lambda i: rows[i].worth)
@@ -182,24 +173,26 @@ def parallel(sweep: Sweep, rows: Sequence[Row], metric: str) -> Figure:
         ax.plot(x, heights[i], color=colours.to_rgba(values[i]), linewidth=1.5, alpha=0.9, solid_joinstyle="round")
     for place, axis in enumerate(axes):
         axis.draw(ax, place)
-    names = [_with_importance(sweep, key) for key in sweep.keys]
-    ax.set_xticks(x, [*names, f"validation\n{title(metric)}"])
+    names = [*sweep.headings.values(), f"validation {title(metric)}"]
+    marks = ["\n(log)" if axis.logarithmic else "" for axis in axes]
+    shares = [*(_importance(sweep, key) for key in sweep.keys), ""]
+    ax.set_xticks(x, [name + mark + share for name, mark, share in zip(names, marks, shares, strict=True)])
     ax.tick_params(axis="x", length=0, pad=8)
     ax.set(xlim=(-0.35, len(axes) - 0.65), ylim=(-0.05, 1.05), title=f"{len(rows)} configurations")
     figure.colorbar(colours, ax=ax, label=f"validation {title(metric)}", pad=0.02)
     return figure
 
 
-def _with_importance(sweep: Sweep, key: str) -> str:
+def _importance(sweep: Sweep, key: str) -> str:
     share = sweep.study.importances.get(key) if sweep.study else None
-    return sweep.headings[key] + (f"\nimportance {share:.0%}" if share is not None else "")
+    return f"\nimportance {share:.0%}" if share is not None else ""
 
 
 class Coordinate:
     """One axis of parallel coordinates. heights: of the rows, in [0, 1]; ticks: (height, text)."""
 
-    def __init__(self, heights: Sequence[float], ticks: Sequence[tuple[float, str]]) -> None:
-        self.heights, self.ticks = heights, ticks
+    def __init__(self, heights: Sequence[float], ticks: Sequence[tuple[float, str]], logarithmic: bool = False) -> None:
+        self.heights, self.ticks, self.logarithmic = heights, ticks, logarithmic
 
     @classmethod
     def of(cls, values: Sequence[str]) -> "Coordinate":
@@ -212,7 +205,8 @@ class Coordinate:
             return cls([height[v] for v in values], [(h, name or "(not set)") for name, h in height.items()])
 
     @classmethod
-    def numeric(cls, values: np.ndarray, logarithmic: bool | None = None) -> "Coordinate":
+    def numeric(cls, values: np.ndarray, logarithmic: bool | None = None, round_ticks: bool = False) -> "Coordinate":
+        """Ticks at the values themselves, where they are few, or at round ones."""
         low, high = values.min(), values.max()
         if logarithmic is None:
             logarithmic = bool(low > 0 and high >= DECADES * low)
@@ -222,9 +216,10 @@ class Coordinate:
             return (scale(value) - scale(low)) / (scale(high) - scale(low)) if high > low else 0 * scale(value) + 0.5
 
         few = sorted(set(values.tolist()))
-        if len(few) > 6:
+        if len(few) > 6 or round_ticks:
             few = _round_values(low, high, logarithmic)
-        return cls(height(values), [(float(height(v)), brief(f"{v:.6g}")) for v in few])
+        ticks = [(float(height(v)), brief(f"{v:.6g}")) for v in few]
+        return cls(height(values), ticks, logarithmic)
 
     def draw(self, ax: Axes, place: float) -> None:
         ax.plot([place, place], [0, 1], color=INK, linewidth=1.0, zorder=3)

@@ -19,6 +19,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,13 @@ class Report:
 class Table:
     """head: two lines for each column; body: the cells of each row.
 
-    keys: how many columns, on the left, name a row; differences: the first column of those about differences.
+    keys: how many columns, on the left, name a row; test, differences: the first column of the numbers of each.
     """
 
     head: list[tuple[str, str]]
     body: list[list[str]]
     keys: int
+    test: int
     differences: int
 
 
@@ -188,8 +190,10 @@ def table(report: Report, rows: Sequence[Mapping[str, str]]) -> Table:
         told[-1] += f" {r['best']}" if r["best"] else ""
         told += [metrics.get(r["metric"], "")] * (len(metrics) > 1)
         body.append([*told, *(shown(r, name) for name in names)])
-    differences_begin = len(head) - sum(name.startswith("difference") for name in names)
-    return Table(head, body, len(keys), differences_begin)
+    test, differing = (
+        len(head) - sum(n.startswith(of) for n in names) for of in (("test", "difference"), "difference")
+    )
+    return Table(head, body, len(keys), test, differing)
 
 
 def shown(row: Mapping[str, str], column: str) -> str:
@@ -203,19 +207,19 @@ def shown(row: Mapping[str, str], column: str) -> str:
 
 
 def aligned(table: Table, width: int) -> str:
-    """Text in columns; where they do not fit in the width, differences stand below, and each row is named once more."""
+    """Text in columns; where they do not fit in the width, some stand below, and each row is named once more."""
     lines = [[above for above, _ in table.head], [name for _, name in table.head], *table.body]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
-    named, others = list(range(table.keys)), list(range(table.keys, len(widths)))
+    named, end = range(table.keys), len(widths)
 
-    def fits(columns: Sequence[int]) -> bool:
-        return sum(widths[i] + 2 for i in [*named, *columns]) - 2 <= width
+    def fits(block: range) -> bool:
+        return sum(widths[i] + 2 for i in [*named, *block]) - 2 <= width
 
-    blocks = [others] if fits(others) else [[]]
-    for i in others if not fits(others) else []:
-        if blocks[-1] and (i == table.differences or not fits([*blocks[-1], i])):
-            blocks.append([])
-        blocks[-1].append(i)
+    for breaks in ([], [table.differences], [table.test], [table.test, table.differences]):
+        edges = sorted({table.keys, *breaks, end})
+        blocks = [range(*edge) for edge in pairwise(edges)]
+        if all(map(fits, blocks)):
+            break
     drawn = []
     for block in blocks:
         cells = [

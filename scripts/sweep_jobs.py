@@ -101,8 +101,15 @@ class Row:
     @property
     def worth(self) -> float:
         """The validation mean, negative for errors: the higher the better. -inf if there is no number."""
-        mean = float(self.validations.mean()) if self.runs else math.nan
-        return -math.inf if math.isnan(mean) else -mean if self.metric in ERRORS else mean
+        return self._signed(float(self.validations.mean()) if self.runs else math.nan)
+
+    @property
+    def standing(self) -> float:
+        """The same, and where no run is finished what was reached so far."""
+        return self.worth if self.runs or not self.reached else self._signed(self.reached[1])
+
+    def _signed(self, value: float) -> float:
+        return -math.inf if math.isnan(value) else -value if self.metric in ERRORS else value
 
     def curves(self) -> list[Column]:
         """(meta-batches, validation value) of each job that recorded some; of failed and pruned ones if all are so."""

@@ -10,12 +10,12 @@ import numpy as np
 from compare import TITLES, short, summary
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sweep_jobs import Row, Sweep, brief
 
-from innerloop.drawing import BLUE, ERRORS, GREEN, INK, VERMILLION, Column, log_where_wide, panels
+from innerloop.drawing import BLUE, ERRORS, GREEN, INK, VERMILLION, Column, log_where_wide, panels, plain_log_ticks
 
 # Okabe and Ito's colours that stand out from white; more curves than these are not told apart.
 COLOURS = (BLUE, VERMILLION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", INK)
@@ -56,15 +56,16 @@ def scaled(values: Any, metric: str) -> np.ndarray:
 
 
 def chosen(rows: Sequence[Row], most: int) -> list[Row]:
-    """The best rows by validation value, as many as can be shown, in the order given."""
-    best = sorted(rows, key=lambda row: -row.worth)[:most]
-    return [row for row in rows if row in best]
+    """The best rows by their validation values so far, as many as can be shown, in the order given."""
+    best = sorted(rows, key=lambda row: -row.standing)[:most]
+    return [row for row in rows if any(row is other for other in best)]
 
 
 def bars(rows: Sequence[Row], metric: str) -> Figure:
     """The test mean of rows with finished runs, and its interval: over seeds if there are several, or over episodes."""
     some = chosen(rows, MOST_BARS)
-    figure, (ax,) = panels(1, 1, width=8.0, height=1.5 + 0.36 * len(some))
+    longest = max(len(row.name) for row in some)
+    figure, (ax,) = panels(1, 1, width=6.5 + 0.085 * longest, height=1.5 + 0.36 * len(some))
     numbers = [summary(row.runs, None) for row in some]
     means = scaled([s["mean"] for s in numbers], metric)
     over_seeds = np.array([s["over_seeds_ci95"] is not None for s in numbers])
@@ -81,14 +82,20 @@ def bars(rows: Sequence[Row], metric: str) -> Figure:
         ax.scatter(scaled(x, metric), y, s=16, facecolor="white", edgecolor=BLUE, zorder=4, label="a seed")
     for place, s, ci95 in zip(places, numbers, given, strict=True):
         told = f"{short(s['mean'], metric)} ± {short(ci95, metric)}"
-        ax.annotate(told, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
-    ax.set_xlim(0, _bar_limit(means, half, metric))
+        ax.annotate(told, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+    limit = _bar_limit(means, half, metric)
+    cut = means + half > limit
+    if cut.any():
+        ax.scatter(
+            np.full(cut.sum(), limit), places[cut], marker=">", color=INK, clip_on=False, label="goes on", zorder=5
+        )
+    ax.set_xlim(0, limit)
     ax.set_yticks(places, [row.name for row in some])
-    ax.invert_yaxis()
+    ax.set_ylim(len(some) - 0.4, -0.6)
     ax.grid(axis="y", visible=False)
     few = f", the best {len(some)} of {len(rows)} by validation" if len(some) < len(rows) else ""
     ax.set(xlabel=f"test {title(metric)}", title=f"Test: mean over seeds and episodes{few}")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 
@@ -109,7 +116,8 @@ def curves(rows: Sequence[Row], metric: str) -> Figure:
     drawn = [row for row in rows if found[row.name]]
     best = chosen(drawn, len(COLOURS) if len(drawn) <= len(COLOURS) else len(COLOURS) - 1)
     colours = {row.name: colour for row, colour in zip(best, COLOURS, strict=False)}
-    figure, (ax,) = panels(1, 1, width=8.0, height=4.6)
+    columns = max(1, min(4, 90 // (max(len(row.name) for row in drawn) + 16)))
+    figure, (ax,) = panels(1, 1, width=8.0, height=4.4 + 0.2 * math.ceil((len(best) + 1) / columns))
     for row in sorted(drawn, key=lambda row: row in best):
         scaled_curves = [(steps, scaled(values, metric)) for steps, values in found[row.name]]
         several = f" ({len(scaled_curves)} seeds)" if len(scaled_curves) > 1 else ""
@@ -117,11 +125,10 @@ def curves(rows: Sequence[Row], metric: str) -> Figure:
     if len(drawn) > len(best):
         ax.plot([], [], color=PALER, label=f"the other {len(drawn) - len(best)}")
     log_where_wide(ax, metric, np.concatenate([values for row in drawn for _, values in found[row.name]]))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     banded = any(len(found[row.name]) > 1 for row in drawn)
     ax.set_title("Validation: mean, and band from the lowest to the highest seed" if banded else "Validation")
     ax.set(xlabel="meta-batches", ylabel=f"validation {title(metric)}")
-    columns = _legend_columns([row.name for row in best])
     figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure
 
@@ -130,20 +137,16 @@ def _curve(ax: Axes, found: Sequence[Column], colour: str, label: str) -> None:
     """One row's mean, band, and what single seeds have beyond."""
     steps, values = common(found)
     look: dict[str, Any] = {"color": colour, "zorder": 1 if label == "_" else 3}
-    marker = "o" if len(steps) <= 25 else None
-    ax.plot(steps, values.mean(0), linewidth=1.8, marker=marker, markersize=3.5, label=label, **look)
-    if len(found) > 1:
-        ax.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0, zorder=0)
+    marker = "o" if len(steps) <= 25 and label != "_" else None
+    width = 1.8 if label != "_" else 1.0
+    ax.plot(steps, values.mean(0), linewidth=width, marker=marker, markersize=3.5, label=label, **look)
+    if len(found) > 1 and label != "_":
+        ax.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0, zorder=2)
     end = steps[-1] if len(steps) else -math.inf
     for own_steps, own in found:
         if own_steps[-1] > end:
             beyond = own_steps >= end
             ax.plot(own_steps[beyond], own[beyond], linewidth=0.9, linestyle="--", **look)
-
-
-def _legend_columns(names: Sequence[str]) -> int:
-    longest = max(map(len, names), default=0)
-    return max(1, min(4, 90 // (longest + 16)))
 
 
 def common(found: Sequence[Column]) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +162,9 @@ def parallel(sweep: Sweep, rows: Sequence[Row], metric: str) -> Figure:
     values = scaled([row.validations.mean() for row in rows], metric)
     wide = metric in ERRORS and values.min() > 0 and values.max() >= DECADES * values.min()
     norm = LogNorm(values.min(), values.max()) if wide else Normalize(values.min(), values.max())
-    colours = ScalarMappable(norm, matplotlib.colormaps["viridis_r" if metric in ERRORS else "viridis"])
+    # The best are dark, and drawn last; the light end of viridis would not show on white.
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, 256))
+    colours = ScalarMappable(norm, ListedColormap(shades if metric in ERRORS else shades[::-1]))
     figure, (ax,) = panels(1, 1, width=max(7.0, 2.0 * len(sweep.keys) + 3.0), height=5.0)
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
@@ -167,8 +172,8 @@ def parallel(sweep: Sweep, rows: Sequence[Row], metric: str) -> Figure:
     axes = [Coordinate.of([row.settings.get(key, "") for row in rows]) for key in sweep.keys]
     axes.append(Coordinate.numeric(values, logarithmic=wide, round_ticks=True))
     x = np.arange(len(axes))
-    heights = np.array([axis.heights for axis in axes]).T
     worst_first = sorted(range(len(rows)), key=lambda i: rows[i].worth)
+    heights = np.array([spread(np.array(axis.heights), worst_first) for axis in axes]).T
     for i in worst_first:
         ax.plot(x, heights[i], color=colours.to_rgba(values[i]), linewidth=1.5, alpha=0.9, solid_joinstyle="round")
     for place, axis in enumerate(axes):
@@ -178,9 +183,24 @@ def parallel(sweep: Sweep, rows: Sequence[Row], metric: str) -> Figure:
     shares = [*(_importance(sweep, key) for key in sweep.keys), ""]
     ax.set_xticks(x, [name + mark + share for name, mark, share in zip(names, marks, shares, strict=True)])
     ax.tick_params(axis="x", length=0, pad=8)
-    ax.set(xlim=(-0.35, len(axes) - 0.65), ylim=(-0.05, 1.05), title=f"{len(rows)} configurations")
-    figure.colorbar(colours, ax=ax, label=f"validation {title(metric)}", pad=0.02)
+    ax.set(
+        xlim=(-0.35, len(axes) - 0.65),
+        ylim=(-0.05, 1.05),
+        title=f"{len(rows)} configurations, equal values side by side",
+    )
+    bar = figure.colorbar(colours, ax=ax, label=f"validation {title(metric)}", pad=0.02)
+    if wide:
+        plain_log_ticks(bar.ax.yaxis, values.max() / values.min())
     return figure
+
+
+def spread(heights: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """Equal heights (rows,) set a little apart, in this order, so that no line hides another."""
+    apart = heights.copy()
+    for height in np.unique(heights):
+        same = [i for i in order if heights[i] == height]
+        apart[same] += np.linspace(-0.5, 0.5, len(same)) * min(0.06, 0.012 * (len(same) - 1)) if len(same) > 1 else 0
+    return apart
 
 
 def _importance(sweep: Sweep, key: str) -> str:

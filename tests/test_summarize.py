@@ -190,15 +190,15 @@ def test_csv_markdown_and_terminal_say_the_same(sweep: Path, capsys: Capsys) -> 
 
 def test_a_table_too_wide_goes_on_below(sweep: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = {}
-    for width in (100, 60, 24):
+    for width in (100, 60, 45):
         monkeypatch.setenv("COLUMNS", str(width))
         summarize.main([str(sweep)])
         text = capsys.readouterr().out.partition("algo ")[2].partition("best by")[0]
         lines = [line for line in text.splitlines() if line.startswith(("maml", "hypernet"))]
         assert all(len(line) <= width for line in lines)
-        assert len(lines) == 2 * {100: 1, 60: 2, 24: 8}[width], text
+        assert len(lines) == 2 * {100: 1, 60: 2, 45: 3}[width], text
         cells[width] = re.findall(r"[±+]? ?[\d.]+", " ".join(lines))
-    assert sorted(cells[100]) == sorted(cells[60]) == sorted(cells[24])
+    assert sorted(cells[100]) == sorted(cells[60]) == sorted(cells[45])
 
 
 # Rows.
@@ -581,6 +581,14 @@ def test_more_curves_than_colours_leave_the_worst_grey(tmp_path: Path) -> None:
     assert len({line.get_color() for line in figure.axes[0].lines}) == 7
 
 
+def test_what_runs_and_leads_is_coloured(tmp_path: Path) -> None:
+    for number in range(8):
+        write_curve(finished(tmp_path, number, [f"algo.k={number}"], [1.0], float(number + 1)), [(10, number + 1.0)])
+    begun(tmp_path, 8, ["algo.k=8"], [(10, 0.5)])
+    figure = sweep_plots.curves(sweep_jobs.read_sweep(tmp_path).rows, "mse")
+    assert "k=8" in {text.get_text() for text in figure.legends[0].get_texts()}
+
+
 def test_a_failed_seed_does_not_end_the_curve_of_the_others(sweep: Path) -> None:
     failed = begun(sweep, 6, ["algo=maml", "seed=9"], [(10, 99.0)])
     (failed / "error.json").write_text("{}")
@@ -597,11 +605,12 @@ def test_parallel_coordinates_go_through_the_values(tmp_path: Path) -> None:
     ax, bar = figure.axes
     lines = [line for line in ax.lines if len(line.get_xdata()) == 3]
     heights = {tuple(np.round(line.get_ydata(), 6).tolist()): line.get_color() for line in lines}
-    # Rates on a logarithmic axis, categories at the middles of halves, MSE from 1 to 3.
-    assert set(heights) == {(0, 0.25, 0), (1, 0.75, 1), (0.5, 0.25, 0.5)}
+    # Rates on a logarithmic axis, categories at the middles of halves, MSE from 1 to 3. The two that share a category
+    # are drawn a little apart there, the better one above.
+    assert set(heights) == {(0, 0.256, 0), (1, 0.75, 1), (0.5, 0.244, 0.5)}
     assert len(set(map(tuple, heights.values()))) == 3
     # The last drawn, and so on top, is the best.
-    assert lines[-1].get_ydata().tolist() == pytest.approx([0, 0.25, 0])
+    assert lines[-1].get_ydata().tolist() == pytest.approx([0, 0.256, 0])
     names = [label.get_text() for label in ax.get_xticklabels()]
     assert names == ["inner_lr\n(log)", "kind", "validation MSE"]
     ticks = {(round(t.get_position()[0]), round(t.get_position()[1], 6), t.get_text()) for t in ax.texts}

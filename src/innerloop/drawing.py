@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -41,10 +42,14 @@ def log_where_wide(ax: Axes, name: str, values: np.ndarray) -> None:
     if name not in ERRORS or not len(values) or values.min() <= 0 or values.max() <= 10 * values.min():
         return
     ax.set_yscale("log")
-    few = values.max() < 1e3 * values.min()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_locator(NullLocator())
+    plain_log_ticks(ax.yaxis, values.max() / values.min())
+
+
+def plain_log_ticks(axis: Axis, ratio: float) -> None:
+    """Plain numbers at 1, 2, 5, 10, … or at powers of ten alone. ratio: of the largest value to the smallest."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 1e3 else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:

@@ -101,7 +101,7 @@ def grouped(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs of one configuration but for the seed and the logger, in the order of their first."""
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        settings = {k: v for k, v in run.config.items() if k not in ("seed", "logger", "resume", "debug")}
+        settings = {k: v for k, v in run.config.items() if k not in ("seed", "logger", "resume", "sweep", "debug")}
         groups[json.dumps([settings, run.results["steps"]], sort_keys=True)].append(run)
     return list(groups.values())
 

@@ -258,7 +258,7 @@ def caption(report: Report, rows: Sequence[Mapping[str, str]]) -> list[str]:
 def closing(report: Report) -> list[str]:
     """Remarks, unfinished and failed runs, importances, and how to run the best again; a line each."""
     found = list(report.notes)
-    for state in ("failed", "running", "pruned"):
+    for state in ("failed", "stopped", "running", "pruned"):
         told = [f"{state}: {job.name}{about(job)}" for job in report.sweep.jobs if job.state == state]
         found += told[:MOST] + ([f"{state}: and {len(told) - MOST} more"] if len(told) > MOST else [])
     if report.sweep.study:

@@ -1,12 +1,13 @@
 """What a sweep directory holds, while the sweep runs too: its jobs, grouped into the configurations that it tries."""
 
+import fcntl
 import json
 import math
 import re
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from compare import Run, grouped, read, recorded_overrides, t_ci95
 
 from innerloop.drawing import ERRORS, NOTHING, Column, read_metrics
 
-STATES = ("finished", "running", "failed", "pruned", "waiting")
+# stopped: begun, and no process is at it; the sweep goes on with it when it is started again.
+STATES = ("finished", "running", "stopped", "failed", "pruned", "waiting")
 RECORDS = ("config.yaml", "results.json", "error.json", "pruned.json")
+NUMBERED = r"(\d+)(_|$)"
 METRICS = ("accuracy", "mse", "loss")
 FEWEST_TRIALS = 5  # of which the better half are three: importances of fewer are noise
 
-# What a job may be told without being another configuration; and whatever begins with logger.
+# What a job may be told without being another configuration, and whatever begins with logger; what is the sweep's.
 APART = ("seed", "debug", "logger")
+OF_THE_SWEEP = ("sweep", "launcher", "resume")
 
 
 class SweepError(Exception):
@@ -66,7 +70,6 @@ class Study:
     """An Optuna study: importances (key -> share of one) with how they came about, or why there are none."""
 
     trials: Sequence[Any]
-    higher_is_better: bool
     importances: dict[str, float]
     about_importances: str
 
@@ -140,38 +143,41 @@ def read_sweep(directory: Path) -> Sweep:
         raise SweepError(f"{directory} is no directory")
     planned = planned_jobs(directory / "sweep.yaml")
     study = read_study(directory / "study.db") if (directory / "study.db").is_file() else None
-    begun = [path for path in sorted(directory.iterdir(), key=by_number) if is_job(path)]
-    of_trial = trials_by_directory(study)
-    jobs = [job_at(path, known_overrides(path, planned, of_trial)) for path in begun]
-    jobs += not_begun(planned, jobs) if planned else trials_without_directory(study, jobs)
+    trials = {t.user_attrs["directory"]: t for t in study.trials if "directory" in t.user_attrs} if study else {}
+    found = [path.name for path in directory.iterdir() if is_job(path)]
+    begun = [name for name in dict.fromkeys([*planned, *trials, *found]) if (directory / name).is_dir()]
+    jobs = [
+        job_at(directory / name, name, known_overrides(directory / name, planned.get(name), trials.get(name)))
+        for name in sorted(begun, key=by_number)
+    ]
+    jobs += [Job(name, "waiting", told) for name, told in planned.items() if name not in begun]
+    jobs += trials_without_directory(study, jobs)
     if not jobs:
         raise SweepError(f"{directory} is no sweep with runs: it has no directories of runs, nor planned ones")
     return Sweep(directory, jobs, *rows_of(jobs), study)
 
 
-def by_number(path: Path) -> tuple[float, str]:
-    number = job_number(path)
-    return (math.inf if number is None else number, path.name)
-
-
-def job_number(path: Path) -> int | None:
-    found = re.match(r"(\d+)(_|$)", path.name)
-    return int(found[1]) if found else None
+def by_number(name: str) -> tuple[float, str]:
+    """What puts names of directories in the order of their jobs."""
+    number = re.match(NUMBERED, name)
+    return (int(number[1]) if number else math.inf, name)
 
 
 def is_job(path: Path) -> bool:
     if not path.is_dir():
         return False
-    return job_number(path) is not None or any((path / name).is_file() for name in RECORDS)
+    return bool(re.match(NUMBERED, path.name)) or any((path / name).is_file() for name in RECORDS)
 
 
-def planned_jobs(path: Path) -> list[list[str]]:
-    """The jobs that a grid's record names; none for a search, or where there is no whole record."""
+def planned_jobs(path: Path) -> dict[str, list[str]]:
+    """Directory -> overrides of a grid's jobs; none for a search, or where there is no whole record."""
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError):
-        return []
-    return (content.get("jobs") or []) if isinstance(content, dict) else []
+        return {}
+    if not isinstance(content, dict) or not {"jobs", "directories"} <= set(content):
+        return {}
+    return dict(zip(content["directories"], content["jobs"], strict=False))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -183,21 +189,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def known_overrides(path: Path, planned: Sequence[list[str]], of_trial: Mapping[str, Any]) -> list[str] | None:
-    """What a job was told: by its own record, by the sweep's, or by its trial; None if nobody says it yet."""
+def known_overrides(path: Path, planned: list[str] | None, trial: Any) -> list[str] | None:
+    """What a job was told, by the sweep's record, its own or its trial; None if nobody says it yet."""
+    if planned is not None:
+        return planned
     # environment.json is the last of a run's records, and written at once: the others are whole then.
     if any((path / name).is_file() for name in ("environment.json", "results.json")):
-        return recorded_overrides(path)
-    number = job_number(path)
-    if number is not None and number < len(planned):
-        return planned[number]
-    return as_overrides(of_trial[path.name]) if path.name in of_trial else None
+        return [o for o in recorded_overrides(path) if o.partition("=")[0] not in OF_THE_SWEEP]
+    return as_overrides(trial) if trial else None
 
 
-def job_at(path: Path, overrides: list[str] | None) -> Job:
+def job_at(path: Path, name: str, overrides: list[str] | None) -> Job:
     """The job of a directory, in the state that its files tell."""
     metric, reached = last_validation(path)
-    job = Job(path.name, "running", overrides, path, metric=metric, reached=reached)
+    job = Job(name, "running" if is_worked_on(path) else "stopped", overrides, path, metric=metric, reached=reached)
     if (path / "results.json").is_file():
         try:
             run = read(path)
@@ -211,8 +216,18 @@ def job_at(path: Path, overrides: list[str] | None) -> Job:
     if (path / "pruned.json").is_file():
         found = read_json(path / "pruned.json")
         at = (int(found["step"]), float(found["value"])) if {"step", "value"} <= set(found) else reached
-        return replace(job, state="pruned", reached=at)
+        return replace(job, state="pruned", reached=at, metric=metric or found.get("metric", "loss").split("/")[-1])
     return job
+
+
+def is_worked_on(path: Path) -> bool:
+    """Whether a process holds the lock of a job's directory. A run that has no lock is taken to be running."""
+    try:
+        with (path / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError):
+        return True
+    return False
 
 
 def first_line(text: str) -> str:
@@ -236,13 +251,6 @@ def curve_of(path: Path, metric: str | None) -> Column:
     return steps + 1, values  # the file counts from 0: what was trained are as many and one
 
 
-def not_begun(planned: Sequence[list[str]], jobs: Sequence[Job]) -> list[Job]:
-    """The planned jobs that no directory belongs to."""
-    begun = {tuple(sorted(job.overrides)) for job in jobs if job.overrides is not None}
-    lacking = [(n, o) for n, o in enumerate(planned) if tuple(sorted(o)) not in begun]
-    return [Job(f"job {number}", "waiting", overrides) for number, overrides in lacking]
-
-
 # Optuna.
 
 
@@ -258,8 +266,7 @@ def read_study(path: Path) -> Study | None:
         if not storage.get_all_studies():
             return None
         study = optuna.load_study(study_name="study", storage=storage)
-        higher = study.direction is optuna.study.StudyDirection.MAXIMIZE
-        return Study(study.trials, higher, *importances(study))
+        return Study(study.trials, *importances(study))
     finally:
         storage.remove_session()
         storage.engine.dispose()
@@ -285,30 +292,23 @@ def importances(study: Any) -> tuple[dict[str, float], str]:
     return dict(sorted(found.items(), key=lambda item: -item[1])), about
 
 
-def trials_by_directory(study: Study | None) -> dict[str, Any]:
-    """Name of a job's directory -> its trial."""
-    trials = study.trials if study else []
-    return {trial.user_attrs["directory"]: trial for trial in trials if "directory" in trial.user_attrs}
-
-
 def as_overrides(trial: Any) -> list[str]:
     return [f"{key}={value}" for key, value in trial.params.items()]
 
 
 def trials_without_directory(study: Study | None, jobs: Sequence[Job]) -> list[Job]:
-    """The trials on their way, or failed before they had a directory. What all share is told by their siblings."""
+    """The trials that are to begin, or failed before they had a directory. What all share is told by their siblings."""
     names = {job.name for job in jobs}
-    states = {"WAITING": "waiting", "RUNNING": "running", "FAIL": "failed", "PRUNED": "pruned"}
+    states = {"WAITING": "waiting", "RUNNING": "waiting", "FAIL": "failed"}
+    shared = next((job.overrides for job in jobs if job.overrides is not None), None) or []
     found = []
     for trial in study.trials if study else []:
-        if trial.user_attrs.get("directory") in names or trial.state.name not in states:
+        name = trial.user_attrs.get("directory", f"trial {trial.number}")
+        if name in names or trial.state.name not in states:
             continue
-        shared = next((job.overrides for job in jobs if job.overrides is not None), None) or []
-        rest = [o for o in shared if o.partition("=")[0] not in trial.params]
-        state = states[trial.state.name]
-        error = "it left no directory; see the sweep's own messages" if state == "failed" else ""
-        told = [*as_overrides(trial), *rest] if trial.params else None
-        found.append(Job(f"trial {trial.number}", state, told, error=error))
+        told = [*as_overrides(trial), *(o for o in shared if o.partition("=")[0] not in trial.params)]
+        error = trial.user_attrs.get("error", "it left no directory")
+        found.append(Job(name, states[trial.state.name], told if trial.params else None, error=error))
     return found
 
 

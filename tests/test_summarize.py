@@ -1,6 +1,7 @@
 """scripts/summarize.py: sweeps made here, their tables worked by hand."""
 
 import csv
+import fcntl
 import json
 import math
 import re
@@ -63,7 +64,8 @@ def begun(sweep: Path, number: int, overrides: Sequence[str], curve: Sequence[tu
 
 
 def record(path: Path, overrides: Sequence[str]) -> None:
-    (path / "overrides.yaml").write_text(yaml.safe_dump([*overrides, *COMMON]))
+    """Its own record names the sweep and its launcher, too."""
+    (path / "overrides.yaml").write_text(yaml.safe_dump([*overrides, *COMMON, "launcher=joblib", "sweep='/a/sweep'"]))
     (path / "environment.json").write_text("{}")
 
 
@@ -318,12 +320,11 @@ def test_rows_of_two_metrics_each_say_theirs(tmp_path: Path, capsys: Capsys) -> 
 
 
 def test_a_running_sweep(sweep: Path, capsys: Capsys) -> None:
-    jobs = [
-        [f"algo={algo}", f"seed={seed}", *COMMON]
-        for algo in ("maml", "hypernet", "hybrid", "anil")
-        for seed in range(3)
-    ]
-    (sweep / "sweep.yaml").write_text(yaml.safe_dump({"kind": "grid", "overrides": [], "jobs": jobs}))
+    names = [path.name for path in sorted(sweep.iterdir())] + [f"{n}_job" for n in range(6, 12)]
+    pairs = [(algo, seed) for algo in ("maml", "hypernet", "hybrid", "anil") for seed in range(3)]
+    jobs = [[f"algo={algo}", f"seed={seed}", *COMMON] for algo, seed in pairs]
+    record = {"kind": "grid", "overrides": [], "jobs": jobs, "directories": names}
+    (sweep / "sweep.yaml").write_text(yaml.safe_dump(record))
     (sweep / "conf").mkdir()
     running = begun(sweep, 6, ["algo=hybrid", "seed=0"], [(10, 2.5), (20, 1.25)])
     # A line that is being written: neither its step nor its value is whole.
@@ -331,18 +332,23 @@ def test_a_running_sweep(sweep: Path, capsys: Capsys) -> None:
         file.write("0,2")
     failed = begun(sweep, 7, ["algo=hybrid", "seed=1"])
     (failed / "error.json").write_text(json.dumps({"type": "DivergedError", "error": "the loss is nan\nat step 3"}))
-    (sweep / "8_hybrid-toy_seed2").mkdir()
-    rows = summarized(sweep)
+    stopped = sweep / "8_job"
+    stopped.mkdir()
+    (stopped / ".lock").write_text("123")
+    held = (running / ".lock").open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with held:
+        rows = summarized(sweep)
     assert [row["row"] for row in rows] == ["algo=maml", "algo=hypernet", "algo=hybrid", "algo=anil"]
     states = [[row[state] for state in sweep_jobs.STATES] for row in rows]
-    assert states == [["3", *[""] * 4], ["3", *[""] * 4], ["", "2", "1", "", ""], ["", "", "", "", "3"]]
+    assert states == [["3", *[""] * 5], ["3", *[""] * 5], ["", "1", "1", "1", "", ""], ["", "", "", "", "", "3"]]
     assert (rows[2]["reached_step"], rows[2]["reached_validation"], rows[2]["test"]) == ("20", "1.25", "")
     out = capsys.readouterr().out
-    assert out.startswith(f"{sweep}: 12 runs, 6 finished, 2 running, 1 failed, 3 waiting\n")
-    assert re.search(r"^hybrid +2 +1 +\(1\.250 at 20\)$", out, re.M), out
+    assert out.startswith(f"{sweep}: 12 runs, 6 finished, 1 running, 1 stopped, 1 failed, 3 waiting\n")
+    assert re.search(r"^hybrid +1 +1 +1 +\(1\.250 at 20\)$", out, re.M), out
     assert "failed: 7_job: DivergedError: the loss is nan\n" in out
     assert re.search(r"^running: 6_job after 20 meta-batches, MSE 1\.250, last written \d+ s ago$", out, re.M)
-    assert re.search(r"^running: 8_hybrid-toy_seed2, last written \d+ s ago$", out, re.M)
+    assert "\nstopped: 8_job\n" in out
     assert rows[3]["command"] == "python train.py -m algo=anil logger=csv trainer.max_steps=40 seed=0,1,2"
 
 
@@ -360,7 +366,7 @@ def test_nothing_finished_yet(tmp_path: Path, capsys: Capsys) -> None:
 
 
 def test_half_written_records_are_survived(sweep: Path) -> None:
-    (sweep / "sweep.yaml").write_text("jobs:\n- [algo=maml, 'seed=")
+    (sweep / "sweep.yaml").write_text("directories: [6_job]\njobs:\n- [algo=maml, 'seed=")
     # Without environment.json a record may be half written: what is there could read as another configuration.
     half = begun(sweep, 6, ["algo=hybrid", "seed=0"])
     (half / "environment.json").unlink()
@@ -378,7 +384,7 @@ def test_half_written_records_are_survived(sweep: Path) -> None:
 
 def test_pruned_runs_are_told_apart(sweep: Path, capsys: Capsys) -> None:
     pruned = begun(sweep, 6, ["algo=hybrid", "seed=0"], [(10, 9.0)])
-    (pruned / "pruned.json").write_text(json.dumps({"step": 10, "value": 9.0}))
+    (pruned / "pruned.json").write_text(json.dumps({"step": 10, "value": 9.0, "metric": "val/mse"}))
     rows = summarized(sweep)
     assert [row["pruned"] for row in rows] == ["", "", "1"]
     assert "pruned: 6_job after 10 meta-batches, MSE 9.000" in capsys.readouterr().out
@@ -466,7 +472,7 @@ def test_a_search_is_sorted_by_validation_and_says_what_matters(tmp_path: Path, 
     assert values == sorted(values)
     assert len(values) == 20
     assert rows[0]["best"] == "*"
-    assert [sum(int(row[s] or 0) for row in rows) for s in sweep_jobs.STATES] == [20, 1, 1, 1, 0]
+    assert [sum(int(row[s] or 0) for row in rows) for s in sweep_jobs.STATES] == [20, 1, 0, 1, 1, 0]
     assert [row["failed"] for row in rows if row["algo.inner_lr"] == "0.77"] == ["1"]
     out = capsys.readouterr().out
     assert "24 runs, 20 finished, 1 running, 1 failed, 1 pruned, 1 waiting\n" in out

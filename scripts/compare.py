@@ -151,11 +151,11 @@ def settings_of(overrides: Sequence[str]) -> str:
     return " ".join(o for o in overrides if o.partition("=")[0] not in apart)
 
 
-def typed(overrides: Sequence[str], seeds: Sequence[int]) -> str:
+def typed(overrides: Sequence[str], seeds: Sequence[int], flags: Sequence[str] = ()) -> str:
     """What a person types to get runs with these overrides: a sweep, if there are several seeds."""
     kept = [o for o in overrides if not o.startswith(("seed=", "hydra.run.dir="))]
-    sweep = ["-m"] if len(seeds) > 1 else []
-    return shlex.join(["python", "train.py", *sweep, *kept, f"seed={','.join(map(str, seeds))}"])
+    flags = [*flags, "-m"] if len(seeds) > 1 else flags
+    return shlex.join(["python", "train.py", *flags, *kept, f"seed={','.join(map(str, seeds))}"])
 
 
 def short(value: float, metric: str, signed: bool = False) -> str:

@@ -13,6 +13,7 @@ the plots go to SWEEP/summary, or where `--plots DIR` says.
 """
 
 import argparse
+import math
 import shlex
 import shutil
 import sys
@@ -26,9 +27,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from compare import TITLES, differences, short, summary, typed  # noqa: E402
+from compare import TITLES, Run, differences, short, summary, typed  # noqa: E402
 from reproduce import text, write_csv  # noqa: E402
-from sweep_jobs import STATES, Row, Sweep, SweepError, brief, read_sweep, validation_ci95  # noqa: E402
+from sweep_jobs import STATES, Job, Row, Sweep, SweepError, brief, read_sweep, validation_ci95  # noqa: E402
 from sweep_plots import draw  # noqa: E402
 
 from innerloop.drawing import ERRORS  # noqa: E402
@@ -138,7 +139,10 @@ def no_difference(kind: Sequence[Row], named: Sequence[Row]) -> str:
 
 def numbers(row: Row, reference: Row | None, sweep: Sweep, is_best: bool) -> dict[str, str]:
     """A row of the CSV file."""
-    s: dict[str, Any] = summary(row.runs, reference.runs if reference else None) if row.runs else {}
+    s: dict[str, Any] = summary(row.runs, None) if row.runs else {}
+    if reference:
+        compared = summary(*paired(row.runs, reference.runs))
+        s |= {name: value for name, value in compared.items() if name.startswith("difference")}
     reached = None if row.runs else row.reached
     cells: dict[str, Any] = {"row": row.name}
     cells |= {key: row.settings.get(key, "") for key in sweep.keys}
@@ -159,18 +163,27 @@ def numbers(row: Row, reference: Row | None, sweep: Sweep, is_best: bool) -> dic
         "reached_step": reached[0] if reached else None,
         "reached_validation": reached[1] if reached else None,
         "seeds": s.get("seeds"),
-        "command": command(row),
+        "command": command(row, sweep),
     }
     return {name: text(value) for name, value in cells.items()}
 
 
-def command(row: Row) -> str:
+def paired(runs: Sequence[Run], reference: Sequence[Run]) -> tuple[Sequence[Run], Sequence[Run]]:
+    """The runs of the seeds that both rows have finished; all of both, if there is no such seed."""
+    of_both = {run.results["seed"] for run in runs} & {run.results["seed"] for run in reference}
+    if not of_both:
+        return runs, reference
+    first, second = ([run for run in each if run.results["seed"] in of_both] for each in (runs, reference))
+    return first, second
+
+
+def command(row: Row, sweep: Sweep) -> str:
     """What a person types to get this row again: all its seeds, be they finished or not."""
     overrides = row.jobs[0].overrides
     assert overrides is not None
     seeds = [o.partition("=")[2] for job in row.jobs for o in job.overrides or () if o.startswith("seed=")]
     finished = [run.results["seed"] for run in row.runs]
-    return typed(overrides, list(dict.fromkeys(map(int, seeds or finished or [0]))))
+    return typed(overrides, list(dict.fromkeys(map(int, seeds or finished or [0]))), sweep.flags)
 
 
 # Text.
@@ -255,36 +268,36 @@ def caption(report: Report, rows: Sequence[Mapping[str, str]]) -> list[str]:
     return found
 
 
-def closing(report: Report) -> list[str]:
-    """Remarks, unfinished and failed runs, importances, and how to run the best again; a line each."""
-    found = list(report.notes)
-    for state in ("failed", "stopped", "running", "pruned"):
+def closing(report: Report, rows: Sequence[Mapping[str, str]]) -> str:
+    """Remarks, failed and unfinished runs, importances, and how to run the best again."""
+    listed = [*report.notes]
+    for state in ("failed", "stopped", "running"):
         told = [f"{state}: {job.name}{about(job)}" for job in report.sweep.jobs if job.state == state]
-        found += told[:MOST] + ([f"{state}: and {len(told) - MOST} more"] if len(told) > MOST else [])
-    if report.sweep.study:
-        found += ["", report.sweep.study.about_importances]
-        found += [f"  {share:6.1%}  {key}" for key, share in report.sweep.study.importances.items()]
-    for row in report.best:
-        if row.worth > float("-inf"):
-            s = summary(row.runs, None)
-            metric = str(row.metric)
-            values = f"validation {short(float(row.validations.mean()), metric)}, test {short(s['mean'], metric)}"
-            found += [
-                "",
-                f"best by validation: {row.name} ({TITLES.get(metric, metric)}: {values})",
-                f"  {command(row)}",
-            ]
-    return found
+        listed += told[:MOST] + ([f"{state}: and {len(told) - MOST} more"] if len(told) > MOST else [])
+    paragraphs = [listed]
+    if study := report.sweep.study:
+        shares = [f"  {share:6.1%}  {key}" for key, share in study.importances.items()]
+        paragraphs.append([study.about_importances, *shares])
+    for row in (row for row in rows if row["best"]):
+        validation, test = (worded(float(row[name]), row["metric"]) for name in ("validation", "test"))
+        found = f"best by validation: {row['row']} ({validation} in validation, {test} in the test)"
+        paragraphs.append([found, f"  {row['command']}"])
+    return "\n\n".join("\n".join(lines) for lines in paragraphs if lines)
 
 
-def about(job: Any) -> str:
+def about(job: Job) -> str:
     """What there is to say of an unfinished or failed run."""
-    reached = f", {TITLES.get(job.metric, job.metric)} {short(job.reached[1], job.metric)}" if job.reached else ""
-    at = f" after {job.reached[0]:,} meta-batches{reached}" if job.reached else ""
+    reached = f" after {job.reached[0]:,} meta-batches, {worded(job.reached[1], job.metric)}" if job.reached else ""
     if job.state == "failed":
-        return f"{at}: {job.error}"
+        return f"{reached}: {job.error}"
     silent = f", last written {job.silent_for:.0f} s ago" if job.state == "running" and job.directory else ""
-    return f"{at}{silent}"
+    return f"{reached}{silent}"
+
+
+def worded(value: float, metric: str | None) -> str:
+    """Such as "MSE .120" or "accuracy 97.10 %"."""
+    name, _, unit = TITLES.get(str(metric), str(metric)).partition(", ")
+    return f"{name} {short(value, str(metric))} {unit}".rstrip()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -300,7 +313,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except SweepError as error:
         sys.exit(f"summarize.py: {error}")
     sweep = found.sweep
-    rows = [numbers(row, to, sweep, row in found.best) for row, to in zip(found.rows, found.references, strict=True)]
+    best = [row.name for row in found.best if row.worth > -math.inf]
+    rows = [numbers(row, to, sweep, row.name in best) for row, to in zip(found.rows, found.references, strict=True)]
     shown_rows = table(found, rows)
     if options.markdown:
         print("\n\n".join([" ".join(caption(found, rows)[1:]), markdown(shown_rows)]))
@@ -309,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         where, *meaning = caption(found, rows)
         print("\n".join([where, *(textwrap.fill(paragraph, width) for paragraph in meaning)]), end="\n\n")
         print(aligned(shown_rows, width), end="\n\n")
-        print("\n".join(closing(found)))
+        print(closing(found, rows))
     if options.csv:
         write_csv(options.csv, rows)
     folder = options.plots or options.sweep / "summary"

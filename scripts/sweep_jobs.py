@@ -5,33 +5,31 @@ import json
 import math
 import re
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 from compare import Run, grouped, read, recorded_overrides, t_ci95
+from sweep_study import Study, SweepError, as_overrides, read_study
 
 from innerloop.drawing import ERRORS, NOTHING, Column, read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # stopped: begun, and no process is at it; the sweep goes on with it when it is started again.
 STATES = ("finished", "running", "stopped", "failed", "pruned", "waiting")
 RECORDS = ("config.yaml", "results.json", "error.json", "pruned.json")
 NUMBERED = r"(\d+)(_|$)"
 METRICS = ("accuracy", "mse", "loss")
-FEWEST_TRIALS = 5  # of which the better half are three: importances of fewer are noise
 
 # What a job may be told without being another configuration, and whatever begins with logger; what is the sweep's.
 APART = ("seed", "debug", "logger")
 OF_THE_SWEEP = ("sweep", "launcher", "resume")
-
-
-class SweepError(Exception):
-    """A directory that is no sweep, a row that is not there, a library that is missing."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,6 @@ class Job:
         assert self.directory is not None
         times = [p.stat().st_mtime for p in (self.directory, self.directory / "metrics.csv") if p.exists()]
         return time.time() - max(times)
-
-
-@dataclass(frozen=True)
-class Study:
-    """An Optuna study: importances (key -> share of one) with how they came about, or why there are none."""
-
-    trials: Sequence[Any]
-    importances: dict[str, float]
-    about_importances: str
 
 
 @dataclass
@@ -131,10 +120,21 @@ class Sweep:
     keys: list[str]
     study: Study | None
 
+    @cached_property
+    def flags(self) -> list[str]:
+        """What has train.py read this sweep's own configuration files, where they are no longer those of conf/."""
+        kept = self.directory.resolve() / "conf"
+        return ["--config-path", str(kept)] if kept.is_dir() and contents(kept) != contents(ROOT / "conf") else []
+
     @property
     def headings(self) -> dict[str, str]:
         """Swept key -> what its column is called."""
         return headings(self.keys)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Path -> content of the YAML files in a folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.yaml")}
 
 
 def read_sweep(directory: Path) -> Sweep:
@@ -249,51 +249,6 @@ def curve_of(path: Path, metric: str | None) -> Column:
         return NOTHING
     steps, values = read_metrics(path / "metrics.csv").get(f"val/{metric}", NOTHING)
     return steps + 1, values  # the file counts from 0: what was trained are as many and one
-
-
-# Optuna.
-
-
-def read_study(path: Path) -> Study | None:
-    """The study of a search; None if it is not there yet. Raises SweepError where Optuna is missing."""
-    try:
-        import optuna
-    except ImportError:
-        raise SweepError(f"{path} is read with Optuna, which is not installed: pip install optuna") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
-    try:
-        if not storage.get_all_studies():
-            return None
-        study = optuna.load_study(study_name="study", storage=storage)
-        return Study(study.trials, *importances(study))
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
-
-
-def importances(study: Any) -> tuple[dict[str, float], str]:
-    """Key -> share of one, the most important first, and what they mean; or none, and why."""
-    import optuna
-
-    complete = optuna.trial.TrialState.COMPLETE
-    n = sum(trial.state is complete for trial in study.trials)
-    if n < FEWEST_TRIALS:
-        return {}, f"importances need {FEWEST_TRIALS} finished trials, there are {n}"
-    # With the default, a tenth, a search of twenty would be judged by its two best trials.
-    share = max(0.1, min(0.5, FEWEST_TRIALS / n))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    about = (
-        f"importances for being among the best {share:.0%} of {n} finished trials (PED-ANOVA, Watanabe et al., 2023)"
-    )
-    return dict(sorted(found.items(), key=lambda item: -item[1])), about
-
-
-def as_overrides(trial: Any) -> list[str]:
-    return [f"{key}={value}" for key, value in trial.params.items()]
 
 
 def trials_without_directory(study: Study | None, jobs: Sequence[Job]) -> list[Job]:

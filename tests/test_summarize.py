@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,7 +152,7 @@ def test_the_best_is_the_best_in_validation_and_not_in_test(sweep: Path, capsys:
     assert float(maml["test"]) < float(hypernet["test"])
     assert (maml["best"], hypernet["best"]) == ("", "*")
     out = capsys.readouterr().out
-    assert "best by validation: algo=hypernet (MSE: validation .400, test 5.000)" in out
+    assert "best by validation: algo=hypernet (MSE .400 in validation, MSE 5.000 in the test)" in out
     assert "* is the best by the validation value, which alone chose it" in " ".join(out.split())
     assert f"\n  {hypernet['command']}\n" in out
     assert hypernet["command"] == "python train.py -m algo=hypernet logger=csv trainer.max_steps=40 seed=0,1,2"
@@ -275,6 +276,15 @@ def test_against_a_chosen_row(sweep: Path) -> None:
         assert (maml["to"], hypernet["difference"]) == ("algo=hypernet", "")
 
 
+def test_a_row_that_lacks_seeds_is_compared_on_those_that_both_have(sweep: Path) -> None:
+    (sweep / "3_hypernet-toy_seed0" / "results.json").unlink()
+    _, hypernet = summarized(sweep)
+    # Seeds 1 and 2 of both: means 6 and 6 against 4 and 4, and not against 10/3. Over seeds: 2 and 2.
+    assert [hypernet["test"], hypernet["difference"], hypernet["difference_over_seeds_ci95"]] == ["6", "2", "0"]
+    # Episodes: 4, 6, 8 against 2.5, 5, 4.5, so 1.5, 1, 3.5: sd 1.322876, 1.96 * 1.322876 / 1.732051.
+    assert float(hypernet["difference_over_episodes_ci95"]) == pytest.approx(1.496976, rel=1e-5)
+
+
 def shots_sweep(folder: Path) -> Path:
     """maml and anil with 1 and 5 shots."""
     number = 0
@@ -325,7 +335,6 @@ def test_a_running_sweep(sweep: Path, capsys: Capsys) -> None:
     jobs = [[f"algo={algo}", f"seed={seed}", *COMMON] for algo, seed in pairs]
     record = {"kind": "grid", "overrides": [], "jobs": jobs, "directories": names}
     (sweep / "sweep.yaml").write_text(yaml.safe_dump(record))
-    (sweep / "conf").mkdir()
     running = begun(sweep, 6, ["algo=hybrid", "seed=0"], [(10, 2.5), (20, 1.25)])
     # A line that is being written: neither its step nor its value is whole.
     with (running / "metrics.csv").open("a") as file:
@@ -387,7 +396,7 @@ def test_pruned_runs_are_told_apart(sweep: Path, capsys: Capsys) -> None:
     (pruned / "pruned.json").write_text(json.dumps({"step": 10, "value": 9.0, "metric": "val/mse"}))
     rows = summarized(sweep)
     assert [row["pruned"] for row in rows] == ["", "", "1"]
-    assert "pruned: 6_job after 10 meta-batches, MSE 9.000" in capsys.readouterr().out
+    assert re.search(r"^hybrid +1 +\(9\.000 at 10\)$", capsys.readouterr().out, re.M)
 
 
 # The best again.
@@ -420,6 +429,14 @@ def test_one_seed_needs_no_multirun(tmp_path: Path) -> None:
     commands = [row["command"] for row in summarized(tmp_path)]
     assert commands[0] == "python train.py algo=maml logger=csv trainer.max_steps=40 seed=4"
     assert commands[1] == "python train.py algo=anil logger=csv trainer.max_steps=40 seed=0"
+
+
+def test_a_configuration_that_has_changed_since_is_named(sweep: Path) -> None:
+    shutil.copytree(ROOT / "conf", sweep / "conf")
+    assert "--config-path" not in summarized(sweep)[0]["command"]
+    (sweep / "conf" / "train.yaml").write_text("seed: 1\n")
+    words = shlex.split(summarized(sweep)[0]["command"])
+    assert words[:5] == ["python", "train.py", "--config-path", str(sweep / "conf"), "-m"]
 
 
 # Optuna.
@@ -492,12 +509,16 @@ def test_few_trials_have_no_importances(tmp_path: Path, capsys: Capsys) -> None:
     assert "importances need 5 finished trials, there are 3" in capsys.readouterr().out
 
 
-def test_a_search_that_just_began(tmp_path: Path, capsys: Capsys) -> None:
+@pytest.mark.parametrize("tables", [False, True])
+def test_a_search_that_just_began(tables: bool, tmp_path: Path) -> None:
     optuna = pytest.importorskip("optuna")
     begun(tmp_path, 0, ["algo.inner_lr=0.1"])
-    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
-    storage.engine.dispose()
+    (tmp_path / "study.db").touch()
+    if tables:
+        optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}").engine.dispose()
+    before = (tmp_path / "study.db").read_bytes()
     assert [row["running"] for row in summarized(tmp_path)] == ["1"]
+    assert (tmp_path / "study.db").read_bytes() == before, "who reads a search does not write its study"
 
 
 def test_a_study_without_optuna_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

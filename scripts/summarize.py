@@ -8,7 +8,7 @@ one row for each of several kinds of test episodes, each is compared with its ow
 *validation* tasks; the number to report is its test's. A run that is not finished shows its last validation value, in
 brackets. Searches with Optuna are sorted by validation value and show the importances of what was searched.
 
-`--csv FILE` writes all numbers unrounded (accuracies as fractions), `--markdown` prints the table for a README, and
+`--csv FILE` writes all numbers, to six digits (accuracies as fractions), `--markdown` prints the table for a README, and
 the plots go to SWEEP/summary, or where `--plots DIR` says.
 """
 
@@ -101,11 +101,17 @@ def report(sweep: Sweep, against: str | None) -> Report:
 
 def matches(row: Row, sweep: Sweep, against: str) -> bool:
     """Whether a row has all KEY=VALUE of this text, keys whole or as in the table's head."""
-    if against == row.name:
-        return True
-    told = {form for k, v in row.settings.items() for key in (k, sweep.headings[k]) for form in (f"{key}={v}",)}
-    told |= {f"{sweep.headings[k]}={brief(v)}" for k, v in row.settings.items()}
-    return set(shlex.split(against)) <= told
+    try:
+        asked = shlex.split(against)
+    except ValueError:  # a quote alone
+        asked = [against]
+    told = {
+        f"{key}={v}"
+        for k, value in row.settings.items()
+        for key in (k, sweep.headings[k])
+        for v in (value, brief(value))
+    }
+    return against == row.name or set(asked) <= told
 
 
 def by_episodes(rows: Sequence[Row]) -> list[list[Row]]:
@@ -251,13 +257,13 @@ def caption(report: Report, rows: Sequence[Mapping[str, str]]) -> list[str]:
     """What has to be known to read the table, a paragraph each."""
     jobs = report.sweep.jobs
     counts = ", ".join(f"{n} {state}" for state in STATES if (n := sum(job.state == state for job in jobs)))
-    found = [f"{report.sweep.directory}: {len(jobs)} runs, {counts}"]
+    found = [f"{report.sweep.directory}: {len(jobs)} run{'s' * (len(jobs) > 1)}, {counts}"]
     finished = [row for row in report.rows if row.runs]
     if not finished:
         return found
     episodes = sorted({row.runs[0].results["test"]["episodes"] for row in finished})
     metrics = dict.fromkeys(r["metric"] for r in rows if r["metric"])
-    better = [f"{name}: {'lower' if name in ERRORS else 'higher'} is better" for name in metrics]
+    better = [f"{named(m)}: {'lower' if m in ERRORS else 'higher'} is better" for m in metrics]
     said = f"Mean over seeds and {' or '.join(f'{n:,}' for n in episodes)} test episodes ({', '.join(better)}). "
     said += "± is 95 %: over seeds Student's t of the seeds' means, over episodes normal."
     compared = list(dict.fromkeys(r["to"] for r in rows if r["to"]))
@@ -266,6 +272,18 @@ def caption(report: Report, rows: Sequence[Mapping[str, str]]) -> list[str]:
     found.append(said)
     found.append("* is the best by the validation value, which alone chose it; report its test value.")
     return found
+
+
+def in_markdown(report: Report, rows: Sequence[Mapping[str, str]]) -> str:
+    return "\n\n".join([" ".join(caption(report, rows)[1:]), markdown(table(report, rows))])
+
+
+def in_text(report: Report, rows: Sequence[Mapping[str, str]]) -> str:
+    width = shutil.get_terminal_size((100, 24)).columns
+    where, *meaning = caption(report, rows)
+    folded = [textwrap.fill(m, width, break_on_hyphens=False, break_long_words=False) for m in meaning]
+    shown = aligned(table(report, rows), width) if rows else "no run has recorded yet what it was told"
+    return "\n\n".join(filter(None, ["\n".join([where, *folded]), shown, closing(report, rows)]))
 
 
 def closing(report: Report, rows: Sequence[Mapping[str, str]]) -> str:
@@ -294,10 +312,13 @@ def about(job: Job) -> str:
     return f"{reached}{silent}"
 
 
+def named(metric: str) -> str:
+    return TITLES.get(metric, metric).partition(",")[0]
+
+
 def worded(value: float, metric: str | None) -> str:
     """Such as "MSE .120" or "accuracy 97.10 %"."""
-    name, _, unit = TITLES.get(str(metric), str(metric)).partition(", ")
-    return f"{name} {short(value, str(metric))} {unit}".rstrip()
+    return f"{named(str(metric))} {short(value, str(metric))}{' %' if metric == 'accuracy' else ''}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -312,22 +333,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = report(read_sweep(options.sweep), options.against)
     except SweepError as error:
         sys.exit(f"summarize.py: {error}")
-    sweep = found.sweep
     best = [row.name for row in found.best if row.worth > -math.inf]
-    rows = [numbers(row, to, sweep, row.name in best) for row, to in zip(found.rows, found.references, strict=True)]
-    shown_rows = table(found, rows)
-    if options.markdown:
-        print("\n\n".join([" ".join(caption(found, rows)[1:]), markdown(shown_rows)]))
-    else:
-        width = shutil.get_terminal_size((100, 24)).columns
-        where, *meaning = caption(found, rows)
-        print("\n".join([where, *(textwrap.fill(paragraph, width) for paragraph in meaning)]), end="\n\n")
-        print(aligned(shown_rows, width), end="\n\n")
-        print(closing(found, rows))
-    if options.csv:
+    pairs = zip(found.rows, found.references, strict=True)
+    rows = [numbers(row, to, found.sweep, row.name in best) for row, to in pairs]
+    print(in_markdown(found, rows) if options.markdown else in_text(found, rows))
+    if options.csv and rows:
         write_csv(options.csv, rows)
     folder = options.plots or options.sweep / "summary"
-    drawn = draw(sweep, found.rows, folder)
+    drawn = draw(found.sweep, found.rows, folder)
     if not options.markdown:
         print(f"\nplots: {', '.join(str(folder / name) for name in drawn) or 'none yet: nothing was validated'}")
 

@@ -121,6 +121,7 @@ def per_episode(group: Sequence[Run], step: int | None = None) -> np.ndarray:
     return np.mean([run.values(step) for run in group], axis=0)
 
 
+@np.errstate(invalid="ignore")  # of what diverged, intervals and differences are no numbers
 def summary(group: Sequence[Run], reference: Sequence[Run] | None) -> dict[str, Any]:
     """A group in numbers; None where there is nothing to say. reference: what the paired difference is taken to."""
     values = np.array([run.values() for run in group])

@@ -8,7 +8,7 @@ one row for each of several kinds of test episodes, each is compared with its ow
 *validation* tasks; the number to report is its test's. A run that is not finished shows its last validation value, in
 brackets. Searches with Optuna are sorted by validation value and show the importances of what was searched.
 
-`--csv FILE` writes all numbers, to six digits (accuracies as fractions), `--markdown` prints the table for a README, and
+`--csv FILE` writes all numbers to six digits (accuracies as fractions), `--markdown` prints the table for a README, and
 the plots go to SWEEP/summary, or where `--plots DIR` says.
 """
 

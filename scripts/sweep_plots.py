@@ -71,8 +71,9 @@ def bars(rows: Sequence[Row], metric: str) -> Figure:
     over_seeds = np.array([s["over_seeds_ci95"] is not None for s in numbers])
     given = [s["over_seeds_ci95"] if seeds else s["ci95"] for s, seeds in zip(numbers, over_seeds, strict=True)]
     half, places = scaled(given, metric), np.arange(len(some))
-    ax.barh(places, means, height=0.62, color=PALE)
+    ax.barh(places, np.nan_to_num(means, nan=0.0, posinf=1e300), height=0.62, color=PALE)
     for which, colour, kind in ((over_seeds, INK, "seeds"), (~over_seeds, VERMILLION, "test episodes")):
+        which = which & np.isfinite(means + half)
         if which.any():
             drawn = ax.errorbar(means[which], places[which], xerr=half[which], fmt="none", ecolor=colour, capsize=3.5)
             drawn.set_label(f"95 % interval over {kind}")
@@ -84,7 +85,7 @@ def bars(rows: Sequence[Row], metric: str) -> Figure:
         told = f"{short(s['mean'], metric)} ± {short(ci95, metric)}"
         ax.annotate(told, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     limit = _bar_limit(means, half, metric)
-    cut = means + half > limit
+    cut = np.maximum(means, means + half) > limit
     if cut.any():
         ax.scatter(
             np.full(cut.sum(), limit), places[cut], marker=">", color=INK, clip_on=False, label="goes on", zorder=5
@@ -100,10 +101,19 @@ def bars(rows: Sequence[Row], metric: str) -> Figure:
 
 
 def _bar_limit(means: np.ndarray, half: np.ndarray, metric: str) -> float:
-    """Where the axis ends: at the intervals' ends, but for intervals of few seeds that would dwarf every bar."""
-    ends = np.nanmax(means + np.nan_to_num(half))
-    limit = min(ends * 1.03, 2.5 * np.nanmax(means))
+    """Where the axis ends: at the intervals' ends, but for bars or intervals that would dwarf all others."""
+    most = min(ceiling(means, metric), np.max(means, where=np.isfinite(means), initial=0))
+    ends = np.max(means + half, where=np.isfinite(means + half), initial=most)
+    limit = min(1.03 * ends, 2.5 * most) or 1.0
     return min(limit, 100.0) if metric == "accuracy" else limit
+
+
+def ceiling(largest: Sequence[float] | np.ndarray, metric: str) -> float:
+    """Where to cut what diverged: at ten times the median of the rows' largest errors. inf: nothing is to be cut."""
+    finite = np.sort([value for value in largest if math.isfinite(value)])
+    if metric not in ERRORS or not len(finite):
+        return math.inf
+    return 10 * float(finite[(len(finite) - 1) // 2])
 
 
 def curves(rows: Sequence[Row], metric: str) -> Figure:
@@ -124,7 +134,12 @@ def curves(rows: Sequence[Row], metric: str) -> Figure:
         _curve(ax, scaled_curves, colours.get(row.name, PALER), row.name + several if row in best else "_")
     if len(drawn) > len(best):
         ax.plot([], [], color=PALER, label=f"the other {len(drawn) - len(best)}")
-    log_where_wide(ax, metric, np.concatenate([values for row in drawn for _, values in found[row.name]]))
+    everything = np.concatenate([values for row in drawn for _, values in found[row.name]])
+    top = ceiling([max(values.max() for _, values in found[row.name]) for row in drawn], metric)
+    log_where_wide(ax, metric, np.minimum(everything, top))
+    if everything.max() > top:
+        ax.set_ylim(top=top)
+        ax.text(0.99, 0.99, f"what is above {top:.3g} is cut", transform=ax.transAxes, ha="right", va="top", fontsize=9)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     banded = any(len(found[row.name]) > 1 for row in drawn)
     ax.set_title("Validation: mean, and band from the lowest to the highest seed" if banded else "Validation")
@@ -159,7 +174,8 @@ def common(found: Sequence[Column]) -> tuple[np.ndarray, np.ndarray]:
 
 def parallel(sweep: Sweep, rows: Sequence[Row], metric: str) -> Figure:
     """A line a row through its swept values, an axis each, to its validation mean, which colours it."""
-    values = scaled([row.validations.mean() for row in rows], metric)
+    exact = scaled([row.validations.mean() for row in rows], metric)
+    values = np.minimum(exact, ceiling(exact, metric))
     wide = metric in ERRORS and values.min() > 0 and values.max() >= DECADES * values.min()
     norm = LogNorm(values.min(), values.max()) if wide else Normalize(values.min(), values.max())
     # The best are dark, and drawn last; the light end of viridis would not show on white.
@@ -183,15 +199,16 @@ def parallel(sweep: Sweep, rows: Sequence[Row], metric: str) -> Figure:
     shares = [*(_importance(sweep, key) for key in sweep.keys), ""]
     ax.set_xticks(x, [name + mark + share for name, mark, share in zip(names, marks, shares, strict=True)])
     ax.tick_params(axis="x", length=0, pad=8)
-    ax.set(
-        xlim=(-0.35, len(axes) - 0.65),
-        ylim=(-0.05, 1.05),
-        title=f"{len(rows)} configurations, equal values side by side",
-    )
+    ax.set(xlim=(-0.35, len(axes) - 0.65), ylim=(-0.05, 1.05), title=_parallel_title(exact, values))
     bar = figure.colorbar(colours, ax=ax, label=f"validation {title(metric)}", pad=0.02)
     if wide:
         plain_log_ticks(bar.ax.yaxis, values.max() / values.min())
     return figure
+
+
+def _parallel_title(exact: np.ndarray, drawn: np.ndarray) -> str:
+    cut = f"; {(exact > drawn).sum()} above {drawn.max():.3g} drawn there" if (exact > drawn).any() else ""
+    return f"{len(exact)} configurations, equal values side by side{cut}"
 
 
 def spread(heights: np.ndarray, order: Sequence[int]) -> np.ndarray:

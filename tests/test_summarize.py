@@ -337,9 +337,9 @@ def test_a_running_sweep(sweep: Path, capsys: Capsys) -> None:
     record = {"kind": "grid", "overrides": [], "jobs": jobs, "directories": names}
     (sweep / "sweep.yaml").write_text(yaml.safe_dump(record))
     running = begun(sweep, 6, ["algo=hybrid", "seed=0"], [(10, 2.5), (20, 1.25)])
-    # A line that is being written: neither its step nor its value is whole.
+    # A line that is being written: half of 1.125.
     with (running / "metrics.csv").open("a") as file:
-        file.write("0,2")
+        file.write("0,29,,1")
     failed = begun(sweep, 7, ["algo=hybrid", "seed=1"])
     (failed / "error.json").write_text(json.dumps({"type": "DivergedError", "error": "the loss is nan\nat step 3"}))
     stopped = sweep / "8_job"
@@ -630,6 +630,26 @@ def test_a_failed_seed_does_not_end_the_curve_of_the_others(sweep: Path) -> None
     (failed / "error.json").write_text("{}")
     (ax,) = figure_of("curves", sweep).axes
     assert ax.lines[0].get_xydata() == pytest.approx(np.array([[10, 5.0], [20, 3.0]]))
+
+
+def test_what_diverged_leaves_the_others_legible(tmp_path: Path) -> None:
+    for number, value in enumerate([1.0, 2.0, 3.0, 1e30, math.inf]):
+        told = [f"algo.lr={number}", f"net.width={number}"]
+        write_curve(
+            finished(tmp_path, number, told, [value, value], value), [(10, 4.0), (20, 1e32 if number == 3 else 2.0)]
+        )
+    figure = figure_of("bars", tmp_path)
+    # The lower median of 1, 2, 3, 1e30 is 2: ten times that, and room for intervals.
+    assert 20 <= figure.axes[0].get_xlim()[1] <= 50
+    assert [bar.get_width() for bar in figure.axes[0].patches][:3] == [1, 2, 3]
+    assert "goes on" in {text.get_text() for text in figure.legends[0].get_texts()}
+    (ax,) = figure_of("curves", tmp_path).axes
+    assert ax.get_ylim()[1] == pytest.approx(40)
+    assert [text.get_text() for text in ax.texts] == ["what is above 40 is cut"]
+    found = sweep_jobs.read_sweep(tmp_path)
+    figure = sweep_plots.parallel(found, found.rows[:4], "mse")
+    assert figure.axes[0].get_title().endswith("; 1 above 20 drawn there")
+    assert figure.axes[1].get_ylim() == pytest.approx((1, 20))
 
 
 def test_parallel_coordinates_go_through_the_values(tmp_path: Path) -> None:

@@ -312,13 +312,13 @@ def about(job: Job) -> str:
     return f"{reached}{silent}"
 
 
-def named(metric: str) -> str:
-    return TITLES.get(metric, metric).partition(",")[0]
+def named(metric: str | None) -> str:
+    return TITLES.get(metric, metric).partition(",")[0] if metric else "value"
 
 
 def worded(value: float, metric: str | None) -> str:
     """Such as "MSE .120" or "accuracy 97.10 %"."""
-    return f"{named(str(metric))} {short(value, str(metric))}{' %' if metric == 'accuracy' else ''}"
+    return f"{named(metric)} {short(value, str(metric))}{' %' if metric == 'accuracy' else ''}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

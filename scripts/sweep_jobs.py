@@ -216,7 +216,9 @@ def job_at(path: Path, name: str, overrides: list[str] | None) -> Job:
     if (path / "pruned.json").is_file():
         found = read_json(path / "pruned.json")
         at = (int(found["step"]), float(found["value"])) if {"step", "value"} <= set(found) else reached
-        return replace(job, state="pruned", reached=at, metric=metric or found.get("metric", "loss").split("/")[-1])
+        return replace(
+            job, state="pruned", reached=at, metric=metric or found.get("metric", "").rpartition("/")[2] or None
+        )
     return job
 
 

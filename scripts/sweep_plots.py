@@ -138,7 +138,7 @@ def curves(rows: Sequence[Row], metric: str) -> Figure:
     top = ceiling([max(values.max() for _, values in found[row.name]) for row in drawn], metric)
     log_where_wide(ax, metric, np.minimum(everything, top))
     if everything.max() > top:
-        ax.set_ylim(top=top)
+        ax.set_ylim(0.8 * everything.min(), top)
         ax.text(0.99, 0.99, f"what is above {top:.3g} is cut", transform=ax.transAxes, ha="right", va="top", fontsize=9)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     banded = any(len(found[row.name]) > 1 for row in drawn)

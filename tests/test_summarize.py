@@ -18,6 +18,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection, PolyCollection
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from test_compare import make_run
 
@@ -672,6 +673,15 @@ def test_parallel_coordinates_go_through_the_values(tmp_path: Path) -> None:
     ticks = {(round(t.get_position()[0]), round(t.get_position()[1], 6), t.get_text()) for t in ax.texts}
     assert {(0, 0, "0.001"), (0, 0.5, "0.01"), (0, 1, "0.1"), (1, 0.25, "a"), (1, 0.75, "b")} <= ticks
     assert bar.get_ylabel() == "validation MSE"
+
+
+@pytest.mark.parametrize(("metric", "best"), [("mse", 0.1), ("accuracy", 0.9)])
+def test_the_best_line_is_the_darkest(metric: str, best: float, tmp_path: Path) -> None:
+    for number, value in enumerate([0.1, 0.5, 0.9]):
+        finished(tmp_path, number, [f"algo.lr={number}"], [value, value], value, metric)
+    ax = figure_of("parallel", tmp_path).axes[0]
+    light = {line.get_xydata()[0, 1]: sum(to_rgb(line.get_color())) for line in ax.lines if line.get_linewidth() == 1.5}
+    assert min(light, key=light.__getitem__) == pytest.approx({0.1: 0, 0.9: 1}[best])
 
 
 def test_axes_are_logarithmic_where_values_span_decades() -> None:

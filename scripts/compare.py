@@ -11,9 +11,12 @@ are refused. `--markdown` prints the table for a README.
 import argparse
 import csv
 import json
+import re
+import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,9 @@ from scipy import stats
 
 # Of a data configuration, what only training episodes and the number of test episodes depend on.
 OF_THE_TRAINING = ("meta_batch_size", "num_workers", "rotations", "test_episodes", "train_queries")
+
+# What a metric is called in a table, with its unit.
+TITLES = {"accuracy": "accuracy, %", "mse": "MSE", "loss": "loss"}
 
 
 class ComparisonError(Exception):
@@ -44,16 +50,22 @@ class Run:
 
     def values(self, step: int | None = None) -> np.ndarray:
         """The metric of each test episode (episodes,) after so many inner steps; None: the reported number."""
+        file = self.path / "test_episodes.csv"
         wanted = str(self.results["test"]["step"] if step is None else step)
-        with (self.path / "test_episodes.csv").open(newline="") as file:
-            found = [(int(r["episode"]), float(r[self.metric])) for r in csv.DictReader(file) if r["step"] == wanted]
-        return np.array([value for _, value in sorted(found)])
+        return _test_values(file, file.stat().st_mtime_ns, self.metric, wanted)
 
     def episodes(self) -> dict[str, Any]:
         """What decides the test episodes: key -> value."""
         data = {f"data.{k}": v for k, v in self.config["data"].items() if k not in OF_THE_TRAINING}
         test = {"test.seed": self.config["test"]["seed"], "test.episodes": self.results["test"]["episodes"]}
         return data | test
+
+
+@cache
+def _test_values(path: Path, modified: int, metric: str, step: str) -> np.ndarray:
+    with path.open(newline="") as file:
+        found = [(int(r["episode"]), float(r[metric])) for r in csv.DictReader(file) if r["step"] == step]
+    return np.array([value for _, value in sorted(found)])
 
 
 def read(path: Path) -> Run:
@@ -73,19 +85,23 @@ def recorded_overrides(path: Path) -> list[str]:
 def require_same_episodes(runs: Sequence[Run]) -> None:
     """Raises ComparisonError unless all runs were tested on the very same episodes."""
     for run in runs[1:]:
-        a, b = runs[0].episodes(), run.episodes()
-        differing = [f"{k} {a.get(k)} and {b.get(k)}" for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
-        if differing:
+        if differing := differences(runs[0], run):
             raise ComparisonError(
                 f"{runs[0].path} and {run.path} were tested on different episodes: {', '.join(differing)}"
             )
+
+
+def differences(first: Run, second: Run) -> list[str]:
+    """What makes the test episodes of two runs different, such as "data.shots 5 and 1"; empty if they pair."""
+    a, b = first.episodes(), second.episodes()
+    return [f"{k} {a.get(k)} and {b.get(k)}" for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
 
 
 def grouped(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs of one configuration but for the seed and the logger, in the order of their first."""
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        settings = {k: v for k, v in run.config.items() if k not in ("seed", "logger", "resume", "debug")}
+        settings = {k: v for k, v in run.config.items() if k not in ("seed", "logger", "resume", "sweep", "debug")}
         groups[json.dumps([settings, run.results["steps"]], sort_keys=True)].append(run)
     return list(groups.values())
 
@@ -105,6 +121,7 @@ def per_episode(group: Sequence[Run], step: int | None = None) -> np.ndarray:
     return np.mean([run.values(step) for run in group], axis=0)
 
 
+@np.errstate(invalid="ignore")  # of what diverged, intervals and differences are no numbers
 def summary(group: Sequence[Run], reference: Sequence[Run] | None) -> dict[str, Any]:
     """A group in numbers; None where there is nothing to say. reference: what the paired difference is taken to."""
     values = np.array([run.values() for run in group])
@@ -119,6 +136,7 @@ def summary(group: Sequence[Run], reference: Sequence[Run] | None) -> dict[str, 
         "ci95": ci95(mean),
         "median": float(np.mean([np.median(v) for v in values])),
         "seeds": seeds,
+        "over_seeds_ci95": t_ci95(values.mean(1)) if len(group) > 1 else None,
         "seed_spread": float(values.mean(1).std(ddof=1)) if len(group) > 1 else None,
         "test_step": [run.results["test"]["step"] for run in group],
         "cpu_seconds": float(np.mean([run.results["train_cpu_seconds"] for run in group])),
@@ -132,6 +150,19 @@ def settings_of(overrides: Sequence[str]) -> str:
     """What a command line set besides the algorithm, the data, the seed, and how the run was made."""
     apart = ("algo", "data", "data.root", "seed", "logger", "trainer.threads")
     return " ".join(o for o in overrides if o.partition("=")[0] not in apart)
+
+
+def typed(overrides: Sequence[str], seeds: Sequence[int], flags: Sequence[str] = ()) -> str:
+    """What a person types to get runs with these overrides: a sweep, if there are several seeds."""
+    kept = [o for o in overrides if not o.startswith(("seed=", "hydra.run.dir="))]
+    flags = [*flags, "-m"] if len(seeds) > 1 else flags
+    return shlex.join(["python", "train.py", *flags, *kept, f"seed={','.join(map(str, seeds))}"])
+
+
+def short(value: float, metric: str, signed: bool = False) -> str:
+    """A metric for a table: accuracies in percent, others to three digits; without the zero before the point."""
+    number, digits = (100 * value, 2) if metric == "accuracy" else (value, 3)
+    return re.sub(r"^([+-]?)0\.", r"\1.", f"{number:{'+' if signed else ''}.{digits}f}")
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from typing import Any, TextIO
 import numpy as np
 import yaml
 from compare import (
+    TITLES,
     ComparisonError,
     Run,
     ci95,
@@ -35,7 +36,9 @@ from compare import (
     recorded_overrides,
     require_same_episodes,
     settings_of,
+    short,
     summary,
+    typed,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -289,10 +292,7 @@ def norm_mode(results: Mapping[str, Any]) -> str:
 
 def command_of(overrides: Sequence[str], seeds: Sequence[int]) -> str:
     """What a person types to get these runs; folders of this machine are FOLDER."""
-    kept = [o for o in overrides if not o.startswith(("seed=", "hydra.run.dir="))]
-    shown = [re.sub(r"=[/~].*", "=FOLDER", o) for o in kept]
-    sweep = ["-m"] if len(seeds) > 1 else []
-    return shlex.join(["python", "train.py", *sweep, *shown, f"seed={','.join(map(str, seeds))}"])
+    return typed([re.sub(r"=[/~].*", "=FOLDER", o) for o in overrides], seeds)
 
 
 def text(value: Any) -> str:
@@ -318,7 +318,7 @@ def markdown(table: Table, path: Path) -> str:
         rows = list(csv.DictReader(file))
     metric = next((r["metric"] for r in rows if r["metric"]), "metric")
     run = [r for r in rows if r["mean"] != NOT_RUN]
-    columns = SHOWN | {"mean": {"accuracy": "accuracy, %", "mse": "MSE"}.get(metric, metric)}
+    columns = SHOWN | {"mean": TITLES.get(metric, metric)}
     if metric != "mse":
         del columns["median"]
     for name in rows[0]:
@@ -343,22 +343,16 @@ def cell(row: Mapping[str, str], column: str, metric: str) -> str:
     if not value or value == NOT_RUN:
         return value
     if column in ("mean", "median", "difference", "seed_spread") or column.startswith("after_"):
-        shown = short(value, metric, signed=column == "difference")
+        shown = short(float(value), metric, signed=column == "difference")
         beside = row.get("ci95" if column == "mean" else f"{column}_ci95")
-        return f"{shown} ± {short(beside, metric)}" if beside else shown
+        return f"{shown} ± {short(float(beside), metric)}" if beside else shown
     if column in ("steps", "parameters", "test_episodes", "peak_memory_mb"):
         return f"{float(value):,.0f}"
     if column == "difference_over_seeds_ci95":
-        return f"± {short(value, metric)}"
+        return f"± {short(float(value), metric)}"
     if column == "cpu_seconds_per_1000":
         return f"{float(value):.3g}"
     return value.replace(" ", ", ") if column in ("seeds", "test_step") else value
-
-
-def short(value: str, metric: str, signed: bool = False) -> str:
-    """A metric without the zero before the point."""
-    number, digits = (100 * float(value), 2) if metric == "accuracy" else (float(value), 3)
-    return re.sub(r"^([+-]?)0\.", r"\1.", f"{number:{'+' if signed else ''}.{digits}f}")
 
 
 def rewritten(page: str, tables: Mapping[str, str], known: Sequence[str]) -> str:

@@ -95,3 +95,12 @@ def test_what_only_training_depends_on_pairs(tmp_path: Path) -> None:
     # And runs of different configurations are no seeds of one another.
     assert [row[6] for row in rows] == ["1.5000 ± 0.9800", "2.5000 ± 0.9800"]
     assert rows[1][-2] == "+1.0000 ± 0.0000"
+
+
+def test_seeds_of_two_sweeps_are_one_row(tmp_path: Path) -> None:
+    a, b = make_run(tmp_path / "a", "a", 0, [1.0, 2.0]), make_run(tmp_path / "b", "a", 1, [2.0, 3.0])
+    for path in (a, b):
+        config = yaml.safe_load((path / "config.yaml").read_text())
+        (path / "config.yaml").write_text(yaml.safe_dump(config | {"sweep": f"runs/sweeps/{path.name}"}))
+    rows, _ = compare(a, b)
+    assert [row[4] for row in rows] == ["0,1"]

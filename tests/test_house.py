@@ -10,7 +10,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "innerloop"
 
 # From the ground up. A room imports from itself and from floors below its own; so rooms side by side are strangers.
 FLOORS = [
-    {"errors", "memory"},
+    {"errors", "memory", "drawing"},
     {"episodes"},
     {"nets", "datasets"},
     {"adaptation", "tasks", "metrics", "plots"},

@@ -1,6 +1,5 @@
 """Figures of a run, each a matplotlib Figure of its own: no pyplot, no backend, no state shared with the caller."""
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
@@ -11,20 +10,25 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from innerloop.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    NAMES,
+    NOTHING,
+    UNITS,
+    VERMILLION,
+    Column,
+    log_where_wide,
+    panels,
+    read_metrics,
+)
 from innerloop.episodes import Episode, Samples
-
-# Okabe and Ito's palette (2008), which people with any of the common colour deficiencies can tell apart.
-BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
-INK, GREY = "#222222", "#8C8C8C"
-
-NAMES = {"mse": "mean squared error", "accuracy": "accuracy", "loss": "query loss"}
-UNITS = {"mse": "squared units of y", "accuracy": "fraction correct"}
-ERRORS = {"mse", "loss"}
 
 GRID_POINTS = 201
 
@@ -38,20 +42,20 @@ def learning_curve(path_to_metrics_csv: Path, metric: str) -> Figure:
     path_to_metrics_csv: columns `step`, `train/<metric>`, `val/<metric>`, `train/loss`, `val/loss`; any cell may be
     empty and any column but `step` missing. Values that are not finite are left out.
     """
-    columns = _read(Path(path_to_metrics_csv))
+    columns = read_metrics(Path(path_to_metrics_csv))
     names = [metric, "loss"] if _loss_differs(columns, metric) else [metric]
-    figure, axes = _panels(1, len(names), width=6.4 if len(names) == 1 else 5.2, height=4.0)
+    figure, axes = panels(1, len(names), width=6.4 if len(names) == 1 else 5.2, height=4.0)
     for ax, name in zip(axes, names, strict=True):
-        steps, values = columns.get(f"train/{name}", _NOTHING)
+        steps, values = columns.get(f"train/{name}", NOTHING)
         if len(values) < 3:
             ax.plot(steps, values, color=BLUE, marker="o", label="training")
         else:
             ax.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.9, label="training, one meta-batch")
             ax.plot(steps, smooth(values), color=BLUE, linewidth=2, label="training, running mean")
-        val_steps, val_values = columns.get(f"val/{name}", _NOTHING)
+        val_steps, val_values = columns.get(f"val/{name}", NOTHING)
         marker = "o" if len(val_values) <= 40 else None
         ax.plot(val_steps, val_values, color=VERMILLION, marker=marker, markersize=4, label="validation")
-        _log_where_wide(ax, name, np.concatenate([values, val_values]))
+        log_where_wide(ax, name, np.concatenate([values, val_values]))
         ax.set(title=f"{_capital(NAMES.get(name, name))} during meta-training", ylabel=_label(name))
         ax.set_xlabel("training step (meta-batches)")
         if len(values) or len(val_values):
@@ -75,7 +79,7 @@ def adaptation_curve(
     rows: {"step": s, metric: {"mean": …, "ci95": half-width, …}}, one for each number of inner steps.
     unadapted: the same statistics before any adaptation, a dashed line. train_steps: inner steps taken in training.
     """
-    figure, (ax,) = _panels(1, 1, width=6.4, height=4.0)
+    figure, (ax,) = panels(1, 1, width=6.4, height=4.0)
     steps = np.array([row["step"] for row in rows])
     mean, ci95 = (np.array([row[metric][key] for row in rows], dtype=float) for key in ("mean", "ci95"))
     if len(rows) == 1:
@@ -91,7 +95,7 @@ def adaptation_curve(
         ax.axhline(unadapted["mean"], color=VERMILLION, linestyle="--", linewidth=1.5, label="before any adaptation")
     if train_steps is not None:
         ax.axvline(train_steps, color=GREY, linewidth=0.9, zorder=0, label=f"inner steps in training: {train_steps}")
-    _log_where_wide(ax, metric, np.array([*mean, *reference]))
+    log_where_wide(ax, metric, np.array([*mean, *reference]))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set(title="Adaptation to test tasks", xlabel="inner gradient steps on the support set", ylabel=_label(metric))
     ax.legend(frameon=False)
@@ -113,7 +117,7 @@ def fitted_functions(
     n = len(tasks_episodes)
     columns = n if n <= 3 else ceil(n / 2) if n <= 8 else 4
     rows = ceil(n / columns)
-    figure, axes = _panels(rows, columns, width=4.2 if columns <= 2 else 3.4, height=3.0)
+    figure, axes = panels(rows, columns, width=4.2 if columns <= 2 else 3.4, height=3.0)
     for ax in axes[n:]:
         figure.delaxes(ax)
     spans = [np.ptp(_targets(episode)) for episode in tasks_episodes]
@@ -208,45 +212,16 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return (total[i + reach + 1] - total[i - reach]) / (2 * reach + 1)
 
 
-Column = tuple[np.ndarray, np.ndarray]
-_NOTHING: Column = (np.array([]), np.array([]))
-
-
-def _read(path: Path) -> dict[str, Column]:
-    """Column -> (steps, values), both (n,), of its finite cells in the order of their steps."""
-    with path.open(newline="") as file:
-        rows = sorted((row for row in csv.DictReader(file) if row.get("step")), key=lambda row: int(row["step"]))
-    columns: dict[str, Column] = {}
-    for name in rows[0] if rows else []:
-        # A row that a killed run left half written has None where cells are missing.
-        cells = np.array([(row["step"], row[name]) for row in rows if row[name]], dtype=float).reshape(-1, 2)
-        steps, values = cells[np.isfinite(cells).all(1)].T
-        columns[name] = (steps, values)
-    return columns
-
-
 def _loss_differs(columns: Mapping[str, Column], metric: str) -> bool:
     """Whether the loss was recorded and is another number than the metric: in regression both are the same."""
     if metric == "loss":
         return False
     for part in ("train", "val"):
-        (steps, loss), (others, values) = (columns.get(f"{part}/{name}", _NOTHING) for name in ("loss", metric))
+        (steps, loss), (others, values) = (columns.get(f"{part}/{name}", NOTHING) for name in ("loss", metric))
         both, i, j = np.intersect1d(steps, others, return_indices=True)
         if len(loss) and not (len(both) and np.allclose(loss[i], values[j], rtol=1e-5, atol=0)):
             return True
     return False
-
-
-def _log_where_wide(ax: Axes, name: str, values: np.ndarray) -> None:
-    """A logarithmic y axis where an error's values (n,) span more than a factor of ten."""
-    values = values[np.isfinite(values)]
-    if name not in ERRORS or not len(values) or values.min() <= 0 or values.max() <= 10 * values.min():
-        return
-    ax.set_yscale("log")
-    few = values.max() < 1e3 * values.min()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_locator(NullLocator())
 
 
 def _stages(outputs: Sequence[Tensor], steps: Sequence[int]) -> list[tuple[int, str]]:
@@ -280,20 +255,6 @@ def _window(points: np.ndarray, curves: Sequence[np.ndarray], margin: float) -> 
     low, high = max(everything.min(), points.min() - margin), min(everything.max(), points.max() + margin)
     room = 0.06 * (high - low)
     return low - room, high + room
-
-
-def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with panels of the given size in inches, in the style that all share."""
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    engine = figure.get_layout_engine()
-    assert isinstance(engine, ConstrainedLayoutEngine)
-    engine.set(w_pad=0.08, h_pad=0.08)
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(True, color="#E6E6E6", linewidth=0.6)
-        ax.set_axisbelow(True)
-    return figure, axes
 
 
 def _blocks(columns: Sequence[int], rows: int, margin: float) -> tuple[Figure, list[Axes]]:

@@ -5,12 +5,13 @@
 A meta-step is forward, backward and an outer Adam update. All programs get the same nets (innerloop's; the peers' with
 torch's own batch norm), weights and meta-batch, and their meta-gradients must agree in float64 before any timing
 counts. They take turns in one process, each at every thread setting (innerloop's thread engine: workers), in rounds
-whose medians are told. `ratio`: learn2learn's best wall time over the program's; above 1 is faster. Freed memory is kept
-for the next tensor, as in innerloop's runs, which speeds up all programs. `peak MB`: what three meta-steps at one thread
-add to the memory of a process of their own, compilation included; there freed memory goes back at once, so that it tells
-what is held. The peers are used as their documentation shows, with one task's graph at a time. learn2learn 0.2.0 no longer installs: `--learn2learn
-FOLDER` is its unpacked source distribution, which else is downloaded. DIR gets benchmark.json, benchmark.md,
-benchmark.png and workers.png, where the thread engine is timed once more, with 1, 2, … workers.
+whose medians are told. `ratio`: learn2learn's best wall time over the program's; above 1 is faster. Freed memory is
+kept for the next tensor, as in innerloop's runs, which speeds up all programs. `peak MB`: what three meta-steps at one
+thread add to the memory of a process of their own, compilation included; there, freed memory goes back at once, so
+that what is held is told and not how the heap broke into pieces. The peers are used as their documentation shows, with
+one task's graph at a time. learn2learn 0.2.0 no longer installs: `--learn2learn FOLDER` is its unpacked source
+distribution, which else is downloaded. DIR gets benchmark.json, benchmark.md, benchmark.png and workers.png, where the
+thread engine is timed once more, with 1, 2, … workers.
 """
 
 import argparse

@@ -198,18 +198,43 @@ def test_a_run_of_a_sweep_resumed_alone_keeps_name_and_group(sweep: dict[tuple[f
     assert {a["type"] for a in second.records("artifact")} == {"run_table"}
 
 
-def test_a_single_run_has_no_group_and_a_wandb_sweep_its_id(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_run_has_no_group(train: Any) -> None:
     train("algo=hypernet", *TINY, "hydra.run.dir=single")
     (record,) = the_run(Path("single")).records("run")
     assert record["display_name"] == "hypernet-sinusoid"
     assert "run_group" not in record
-    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
-    monkeypatch.setenv("WANDB_RUN_ID", "drawn1")
-    train("logger=wandb", "data.shots=5", "seed=3", "trainer.max_steps=1", "test.episodes=2", "hydra.run.dir=agent")
-    (record,) = the_run(Path("agent")).records("run")
-    assert record["run_group"] == "abc"
-    assert record["display_name"].startswith("maml-sinusoid data.shots=5")
-    assert "seed" not in record["display_name"]
+
+
+def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """train.py in a process of its own, tiny and offline."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"WANDB_MODE": "offline"}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *TINY, *arguments],
+        cwd=cwd,
+        env=clean | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def test_a_run_of_a_wandb_sweep(tmp_path: Path) -> None:
+    drawn = {"algo": "anil", "data.shots": 5, "seed": 3}
+    path = tmp_path / "drawn.yaml"
+    path.write_text(yaml.safe_dump({k: {"desc": None, "value": v} for k, v in drawn.items()}))
+    agent = {"WANDB_SWEEP_ID": "abc", "WANDB_RUN_ID": "drawn1", "WANDB_SWEEP_PARAM_PATH": str(path)}
+    command = [f"{k}={v}" for k, v in drawn.items()]
+    process = start("logger=wandb", *command, "hydra.run.dir=run", cwd=tmp_path, **agent)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    offline = the_run(tmp_path / "run")
+    (record,) = offline.records("run")
+    assert (record["run_id"], record["run_group"], record["sweep_id"]) == ("drawn1", "abc", "abc")
+    assert record["display_name"] == "anil-sinusoid data.shots=5"
+    # W&B's own idea of the configuration is algo: "anil".
+    assert offline.summary["config"]["algo"]["only"] == "head"
+    assert offline.summary["config"]["data.shots"] == 5
 
 
 def test_a_crash_is_a_failed_run_whose_history_reads(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,11 +264,7 @@ def test_a_diverged_run_is_a_failed_run(train: Any) -> None:
 
 
 def test_ctrl_c_ends_a_run_with_its_history(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, "trainer.max_steps=100000", "hydra.run.dir=run"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"WANDB_MODE": "offline"}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
+    process = start("trainer.max_steps=100000", "hydra.run.dir=run", cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists():
         assert process.poll() is None

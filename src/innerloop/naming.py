@@ -1,7 +1,8 @@
 """What a run is called: algorithm, data and what its sweep varied, never the seed; and the group of its sweep."""
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,16 +17,28 @@ LONGEST = 128  # W&B takes no longer name
 
 def label(cfg: DictConfig) -> tuple[str, str | None]:
     """(name, group) of the job that runs now; the group is None outside of a sweep, of Hydra's or W&B's."""
-    hydra, agent = HydraConfig.get(), os.environ.get("WANDB_SWEEP_ID")
-    varied: list[str] = []
-    group = None
+    hydra, group = HydraConfig.get(), os.environ.get("WANDB_SWEEP_ID")
+    varied: dict[str, str] = {}
     if hydra.mode == RunMode.MULTIRUN:
         directory = Path(hydra.sweep.dir).resolve()
         varied, group = swept(hydra.overrides.task, typed_overrides(directory)), directory.name
-    elif agent:
-        varied, group = swept(hydra.overrides.task, []), agent
-    name = " ".join([f"{cfg.algo.name}-{cfg.data.name}", *varied])
-    return (name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"), group
+    elif group is not None:
+        varied = drawn_by_wandb()
+    return name_of(f"{cfg.algo.name}-{cfg.data.name}", varied), group
+
+
+def name_of(start: str, varied: Mapping[str, str]) -> str:
+    """The start and what was varied, numbers to four digits, as far as there is room."""
+    said = [f"{key}={_short(value)}" for key, value in varied.items()]
+    kept = [
+        s for key, s in zip(varied, said, strict=True) if key not in UNSAID and not key.startswith(("hydra", "logger"))
+    ]
+    name = " ".join([start, *kept])
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def _short(value: str) -> str:
+    return f"{float(value):.4g}" if re.fullmatch(r"-?\d*\.\d+(e-?\d+)?", value) else value
 
 
 def typed_overrides(sweep_dir: Path) -> list[str]:
@@ -36,13 +49,17 @@ def typed_overrides(sweep_dir: Path) -> list[str]:
     return []
 
 
-def swept(job: Sequence[str], typed: Sequence[str]) -> list[str]:
-    """Of a job's overrides those that the sweep varied, for a name: what was not typed as one value for all jobs."""
+def swept(job: Sequence[str], typed: Sequence[str]) -> dict[str, str]:
+    """key -> value of a job's overrides that its sweep varied: what was not typed as one value for all jobs."""
     parser = OverridesParser.create()
     fixed = {o.key_or_group for o in parser.parse_overrides(list(typed)) if not o.is_sweep_override()}
-    found = []
-    for override in parser.parse_overrides(list(job)):
-        key = override.key_or_group
-        if key not in fixed and key not in UNSAID and not key.startswith(("hydra", "logger")):
-            found.append(str(override.input_line).lstrip("+"))
-    return found
+    parsed = {o.key_or_group: str(o.input_line).partition("=")[2] for o in parser.parse_overrides(list(job))}
+    return {key: value for key, value in parsed.items() if key not in fixed}
+
+
+def drawn_by_wandb() -> dict[str, str]:
+    """key -> value of what the agent of a W&B sweep drew for this run."""
+    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    drawn = OmegaConf.to_container(OmegaConf.load(path)) if path else {}
+    assert isinstance(drawn, dict)
+    return {str(key): str(entry["value"]) for key, entry in drawn.items() if isinstance(entry, dict)}

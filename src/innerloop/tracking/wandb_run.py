@@ -3,10 +3,12 @@
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy
 import wandb
+import yaml
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from innerloop.tracking.tracker import Closing, RunInfo, Tracker, exit_code, las
 
 RECORD = "wandb.json"
 DATA_DIR = "WANDB_DATA_DIR"
+DRAWN = "WANDB_SWEEP_PARAM_PATH"  # what the agent of a W&B sweep drew for this run
 STEP = "trainer/global_step"
 LONGEST_TABLE = 1000
 
@@ -27,6 +30,7 @@ class WandbRun(WandbLogger, Tracker):
     """
 
     def __init__(self, info: RunInfo, settings: Mapping[str, Any]) -> None:
+        _leave_groups_to_config(info)
         mode = settings["mode"]
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
@@ -84,6 +88,8 @@ class WandbRun(WandbLogger, Tracker):
                 "test/by_step": _table(closing.by_step),
                 "test/episodes": _table(closing.episodes[:LONGEST_TABLE]),
                 **{f"plots/{name}": wandb.Image(figure) for name, figure in closing.figures.items()},
+                # In the history as well: a chart finds only what was logged.
+                **{name: value for name, value in closing.numbers().items() if "/" in name},
                 STEP: closing.summary["steps"],
             }
         )
@@ -109,6 +115,17 @@ class WandbRun(WandbLogger, Tracker):
         self.experiment.finish(exit_code=exit_code(error))
         if self._own_data_dir:
             del os.environ[DATA_DIR]
+
+
+def _leave_groups_to_config(info: RunInfo) -> None:
+    """Where a W&B sweep draws a whole group, such as algo=maml, its word would replace the group's configuration."""
+    path = os.environ.get(DRAWN)
+    if path is not None:
+        drawn = yaml.safe_load(Path(path).read_text())
+        kept = {name: value for name, value in drawn.items() if not isinstance(info.config.get(name), dict)}
+        rest = info.directory / "wandb_sweep.yaml"
+        rest.write_text(yaml.safe_dump(kept))
+        os.environ[DRAWN] = str(rest.resolve())
 
 
 def _table(rows: Any) -> wandb.Table:

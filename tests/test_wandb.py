@@ -3,8 +3,10 @@
 import base64
 import csv
 import hashlib
+import importlib.util
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -180,6 +182,58 @@ def test_artifacts_are_the_files_of_the_run(one: tuple[Path, OfflineRun]) -> Non
     waiting = [f["local_path"] for a in offline.records("artifact") for f in a["manifest"]["contents"]]
     assert all(Path(path).is_relative_to(run_dir) for path in waiting)
     assert "WANDB_DATA_DIR" not in os.environ
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb_workspaces") is None, reason="needs wandb-workspaces")
+def test_the_dashboard_shows_what_a_run_wrote(one: tuple[Path, OfflineRun], tmp_path: Path) -> None:
+    file = tmp_path / "dashboard.json"
+    # In a process of its own: the package's own warnings are none of ours.
+    command = [sys.executable, str(ROOT / "scripts" / "wandb_dashboard.py"), "--dry-run", str(file)]
+    subprocess.run(command, check=True, timeout=240)
+    sections = json.loads(file.read_text())["spec"]["section"]["panelBankConfig"]["sections"]
+    assert [s["name"] for s in sections] == [
+        "Learning",
+        "Adaptation curve",
+        "Comparison by algorithm",
+        "Inner rates",
+        "Parallel coordinates",
+    ]
+    _, offline = one
+    logged = {name for row in offline.history for name in row}
+    logged |= {name.removesuffix("._type") for name in logged}
+    summary, cfg = offline.summary["summary"], offline.summary["config"]
+    seen = []
+    for kind, name in refers_to([panel["config"] for s in sections for panel in s["panels"]]):
+        seen.append(kind)
+        if kind == "metric":
+            assert name in logged, name
+        elif kind == "summary":
+            assert name in summary, name
+        elif kind == "regex":
+            assert any(re.fullmatch(name, other) for other in logged), name
+        else:
+            group, value, *path = name.split(".")
+            assert value == "value"
+            assert path[0] in cfg[group], name
+    assert len(seen) > 25
+    assert set(seen) == {"metric", "summary", "config", "regex"}
+
+
+def refers_to(panels: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """(metric, summary, config or regex; its name) of everything that the panels of a workspace refer to."""
+    for panel in panels:
+        for key in ("metrics", "mediaKeys"):
+            yield from (("metric", name) for name in panel.get(key, []))
+        if "groupBy" in panel:
+            yield "config", panel["groupBy"]
+        if "metricRegex" in panel:
+            yield "regex", panel["metricRegex"]
+        if "targetKey" in panel:
+            yield "summary", panel["targetKey"]
+        axes = [panel.get("xAxis"), panel.get("yAxis"), *(c["accessor"] for c in panel.get("columns", []))]
+        for axis in filter(None, axes):
+            kind, colon, name = axis.partition(":")
+            yield (kind, name) if colon else ("metric", axis)
 
 
 def test_system_metrics_are_recorded(one: tuple[Path, OfflineRun]) -> None:

@@ -34,6 +34,9 @@ def workspace(entity: str, project: str, metric: str) -> Any:
     def column(name: Any, log: bool = False) -> Any:
         return wr.ParallelCoordinatesPlotColumn(metric=name, log=log or None)
 
+    def against_result(title: str, name: str) -> Any:
+        return wr.ScatterPlot(title=title, x=wr.SummaryMetric(name), y=wr.SummaryMetric(tested), log_x=True)
+
     adapted = f"adaptation/{metric}_mean"
     along = {"x": "adaptation/step", "y": [adapted], "title_x": "inner steps"}
     sections = {
@@ -52,10 +55,8 @@ def workspace(entity: str, project: str, metric: str) -> Any:
         "Comparison by algorithm": [
             over_steps(f"validation {metric}", validated, **by_algorithm),
             wr.BarPlot(title=f"test {metric}", metrics=[tested], **by_algorithm),
-            wr.BarPlot(title="CPU seconds", metrics=["train_cpu_seconds"], **by_algorithm),
-            wr.ScatterPlot(
-                title="size and result", x=wr.SummaryMetric("parameters"), y=wr.SummaryMetric(tested), log_x=True
-            ),
+            against_result("size and result", "parameters"),
+            against_result("cost and result", "train_cpu_seconds"),
         ],
         "Inner rates": [over_steps("mean learned inner rate of each layer", metric_regex="inner_lr/.*")],
         "Parallel coordinates": [

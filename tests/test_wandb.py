@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -19,36 +18,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import TINY
 from offline import OfflineRun, offline_runs
 
 from innerloop.learners import MetaLearner
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = (
-    "trainer=cpu",
-    "trainer.max_steps=8",
-    "trainer.val_every=4",
-    "trainer.val_episodes=4",
-    "trainer.log_every=2",
-    "trainer.threads=1",
-    "test.episodes=6",
-    "data.meta_batch_size=2",
-)
-
-
-@pytest.fixture(scope="module")
-def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Calls train.py in this process, in a directory of the module's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("wandb"))
-        patch.setenv("WANDB_MODE", "offline")
-        patch.delenv("WANDB_DATA_DIR", raising=False)
-
-        def call(*arguments: str) -> None:
-            patch.setattr(sys, "argv", ["train.py", *arguments])
-            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-
-        yield call
 
 
 @pytest.fixture(scope="module")

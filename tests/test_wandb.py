@@ -227,11 +227,16 @@ def test_a_run_of_a_sweep_resumed_alone_keeps_name_and_group(sweep: dict[tuple[f
     assert {a["type"] for a in second.records("artifact")} == {"run_table"}
 
 
-def test_a_single_run_has_no_group(train: Any) -> None:
+def test_a_single_run_has_no_group_and_its_table_of_episodes_an_end(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("innerloop.tracking.wandb_run.LONGEST_TABLE", 4)
     train("algo=hypernet", *TINY, "hydra.run.dir=single")
-    (record,) = the_run(Path("single")).records("run")
+    offline = the_run(Path("single"))
+    (record,) = offline.records("run")
     assert record["display_name"] == "hypernet-sinusoid"
     assert "run_group" not in record
+    assert offline.summary["summary"]["test/episodes"]["nrows"] == 4
 
 
 def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:

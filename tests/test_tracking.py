@@ -1,6 +1,7 @@
 """What loggers are started with, without a network or an account."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         raise Asked
 
     monkeypatch.setattr(wandb, "init", init)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name in ("WANDB_MODE", "WANDB_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
     return seen
 
 
@@ -58,7 +60,7 @@ def test_auto_is_online_only_where_logged_in(
     with pytest.raises(Asked):
         WandbRun(info(tmp_path), SETTINGS)
     assert asked["mode"] == mode
-    assert asked["config"] == CONFIG
+    assert asked["config"] == CONFIG | {"git_commit": None, "git_dirty": None}
     assert asked["id"] is None
 
 
@@ -77,6 +79,7 @@ def test_a_resumed_run_keeps_its_wandb_run(asked: dict[str, Any], tmp_path: Path
     with pytest.raises(Asked):
         WandbRun(info(tmp_path), {**SETTINGS, "mode": "offline"})
     assert (asked["id"], asked["name"], asked["group"]) == ("abc123", "first", "old")
+    assert "WANDB_DATA_DIR" not in os.environ
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """From a configuration to a run directory: compose -> build -> fit -> test -> results.json."""
 
 import inspect
-import json
 import logging
 import math
 import warnings
@@ -46,7 +45,6 @@ from innerloop.tracking import Closing, Label, RunInfo, check_loggers, end, make
 log = logging.getLogger("innerloop")
 
 RESULTS = "results.json"
-ENVIRONMENT = "environment.json"
 
 
 @dataclass
@@ -159,7 +157,8 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
     )
     # Not save_last=True of the other one: Lightning (2.6) then writes last.ckpt only where the best has improved.
     latest = ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False)
-    loggers = make_loggers(run_info(cfg, run_dir, resumed_at), logger_settings(cfg))
+    info = RunInfo(run_dir, to_plain(cfg), Label(*label(cfg)), resumed_at)
+    loggers = make_loggers(info, logger_settings(cfg))
     ended: BaseException | None = None
     try:
         callbacks = [best, latest, session, Progress(tasks.metric), LearningRateMonitor("step"), InnerRates()]
@@ -275,13 +274,6 @@ def logger_settings(cfg: DictConfig) -> dict[str, Any]:
     return to_plain(whole)
 
 
-def run_info(cfg: DictConfig, run_dir: Path, resumed_at: int) -> RunInfo:
-    """What loggers are told: the configuration, with the version of the code that the run began with."""
-    recorded = json.loads((run_dir / ENVIRONMENT).read_text())
-    version = {name: recorded[name] for name in ("git_commit", "git_dirty")}
-    return RunInfo(run_dir, to_plain(cfg) | version, Label(*label(cfg)), resumed_at)
-
-
 def resumed_config(run_dir: Path, overrides: list[str]) -> DictConfig:
     """The recorded configuration of a run, with what else the command line says."""
     cfg = load_config(run_dir)
@@ -321,7 +313,7 @@ def write_record(cfg: DictConfig, run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)
     OmegaConf.save(HydraConfig.get().overrides.task, run_dir / "overrides.yaml")
-    write_json(run_dir / ENVIRONMENT, environment())
+    write_json(run_dir / "environment.json", environment())
 
 
 def _quiet() -> None:

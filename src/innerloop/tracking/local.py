@@ -26,7 +26,7 @@ class TensorBoardRun(TensorBoardLogger, Tracker):
             purge_step=info.resumed_at or None,  # what a killed run had logged after its last checkpoint
         )
         self.histograms_every = settings["histograms_every"]
-        self._config = info.config
+        self._config = info.with_version()
 
     def log_histograms(self, values: Mapping[str, Tensor], step: int) -> None:
         """The distribution of each tensor's entries."""
@@ -92,7 +92,7 @@ class MLFlowRun(MLFlowLogger, Tracker):
         if before:
             self.client.update_run(run, status="RUNNING")
         else:
-            self.log_hyperparams(info.config)
+            self.log_hyperparams(info.with_version())
         info.record(MLFLOW_RECORD, {"run_id": run, "uri": uri, "experiment": experiment})
 
     def log_histograms(self, values: Mapping[str, Tensor], step: int) -> None:

@@ -24,8 +24,7 @@ class Label(NamedTuple):
 class RunInfo:
     """What a logger is told of the run that it starts with.
 
-    config: the resolved configuration and the code version, plain containers. resumed_at: the step that a resumed run
-    goes on from, else 0.
+    config: the resolved configuration, plain containers. resumed_at: the step that a resumed run goes on from, else 0.
     """
 
     directory: Path
@@ -36,6 +35,11 @@ class RunInfo:
     def tags(self) -> list[str]:
         """The algorithm, the data and the net."""
         return [self.config[group]["name"] for group in ("algo", "data", "net")]
+
+    def with_version(self) -> dict[str, Any]:
+        """The configuration and the version of the code that the run began with, null where git knows none."""
+        environment = self.recorded("environment.json")
+        return self.config | {name: environment.get(name) for name in ("git_commit", "git_dirty")}
 
     def recorded(self, file: str) -> dict[str, Any]:
         """What an earlier part of this run left for its later ones in a file such as wandb.json."""

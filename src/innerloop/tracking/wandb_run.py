@@ -52,12 +52,15 @@ class WandbRun(WandbLogger, Tracker):
                 tags=[*info.tags(), *settings["tags"]],
                 id=before.get("id"),
                 resume="allow" if before else None,
-                config=info.config,
+                config=info.with_version(),
                 dir=info.directory,
                 mode=mode,
                 settings=wandb.Settings(silent=True, console="off"),
             )
-        except wandb.errors.Error as error:
+        except BaseException as error:
+            self._forget_data_dir()
+            if not isinstance(error, wandb.errors.Error):
+                raise
             raise InputError(f"W&B: {error}. Train without it: logger.wandb.mode=offline, or logger=csv") from error
         info.record(RECORD, {"id": run.id, "project": settings["project"], "mode": mode, "name": name, "group": group})
         # Lightning would do so for a run that it started itself, but WandbLogger(offline=True) would set the mode for
@@ -113,6 +116,9 @@ class WandbRun(WandbLogger, Tracker):
         if error is not None:
             self.experiment.summary["ended"] = last_words(error)
         self.experiment.finish(exit_code=exit_code(error))
+        self._forget_data_dir()
+
+    def _forget_data_dir(self) -> None:
         if self._own_data_dir:
             del os.environ[DATA_DIR]
 

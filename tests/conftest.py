@@ -1,7 +1,10 @@
-"""What the tests share: double precision, small meta-batches, plain losses, and a quiet Trainer."""
+"""What the tests share: double precision, small meta-batches, plain losses, a quiet Trainer, and tiny runs."""
 
+import runpy
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,3 +117,31 @@ def randomise(module: nn.Module, seed: int = 0, scale: float = 0.3) -> None:
     with torch.no_grad():
         for p in module.parameters():
             p.add_(scale * torch.randn(p.shape, generator=rng))
+
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = (
+    "trainer=cpu",
+    "trainer.max_steps=8",
+    "trainer.val_every=4",
+    "trainer.val_episodes=4",
+    "trainer.log_every=2",
+    "trainer.threads=1",
+    "test.episodes=6",
+    "data.meta_batch_size=2",
+)
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Calls train.py in this process, in a directory of the module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("runs"))
+        patch.setenv("WANDB_MODE", "offline")
+        patch.delenv("WANDB_DATA_DIR", raising=False)
+
+        def call(*arguments: str) -> None:
+            patch.setattr(sys, "argv", ["train.py", *arguments])
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+        yield call

@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
+from offline import offline_runs
 
 from innerloop import config
 from innerloop.episodes import InputError, weights_of
@@ -106,12 +107,6 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Pat
     return {(r["algo"], r["seed"]): path.parent for path in found for r in [json.loads(path.read_text())]}
 
 
-def inspect(run_dir: Path, *flags: str) -> str:
-    (offline,) = run_dir.glob("wandb/offline-run-*")
-    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", *flags, str(offline)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
 def test_run_directory_is_the_record(sweep: dict[tuple[str, int], Path]) -> None:
     run_dir = sweep["maml", 1]
     for name in ("config.yaml", "overrides.yaml", "environment.json", "metrics.csv", "train.log", "wandb.json"):
@@ -157,7 +152,8 @@ def test_seeds_and_algorithms_share_test_episodes(sweep: dict[tuple[str, int], P
 def test_wandb_runs_hold_the_right_values(sweep: dict[tuple[str, int], Path]) -> None:
     identities = set()
     for (algo, seed), run_dir in sweep.items():
-        summary = json.loads(inspect(run_dir, "--summary"))
+        (offline,) = offline_runs(run_dir)
+        summary = offline.summary
         identities.add(summary["run_id"])
         assert summary["run_id"] == json.loads((run_dir / "wandb.json").read_text())["id"]
         assert summary["state"] == "finished"
@@ -168,9 +164,7 @@ def test_wandb_runs_hold_the_right_values(sweep: dict[tuple[str, int], Path]) ->
         assert summary["summary"]["test/mse"] == pytest.approx(found["test"]["mse"]["mean"])
         assert summary["summary"]["test/mse_ci95"] == pytest.approx(found["test"]["mse"]["ci95"])
         assert {"plots/learning_curve", "plots/adaptation_curve", "plots/fitted_functions"} <= set(summary["summary"])
-        records = map(json.loads, inspect(run_dir).splitlines())
-        history = [r["history"]["item"] for r in records if r["type"] == "history"]
-        seen = {h["trainer/global_step"]: h["val/mse"] for h in history if "val/mse" in h}
+        seen = {h["trainer/global_step"]: h["val/mse"] for h in offline.history if "val/mse" in h}
         # The same numbers, at the same steps, as in metrics.csv: and no others, of no other job.
         expected = {int(r["step"]): float(r["val/mse"]) for r in rows(run_dir) if r["val/mse"]}
         assert list(expected) == [14, 29, 39]

@@ -15,15 +15,26 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from innerloop import config
-from innerloop.config import EvaluateConfig, LoggerConfig, TrainConfig, TrainerConfig, WandbConfig, locate
+from innerloop.config import (
+    EvaluateConfig,
+    LoggerConfig,
+    MLFlowConfig,
+    TensorBoardConfig,
+    TrainConfig,
+    TrainerConfig,
+    WandbConfig,
+    locate,
+)
 from innerloop.datamodule import EpisodeDataModule
+from innerloop.tracking import TRACKERS
 
 config.register()
 ROOT = Path(__file__).resolve().parents[1]
 CONF, SOURCE = ROOT / "conf", ROOT / "src" / "innerloop"
 OF_THE_DATA_MODULE = ("meta_batch_size", "num_workers")
-SCHEMAS = (TrainConfig, EvaluateConfig, TrainerConfig, config.TestConfig, LoggerConfig, WandbConfig)
-READ_SCHEMAS = ("run", "evaluation", "tracking", "config")
+OF_LOGGERS = {"wandb": WandbConfig, "tensorboard": TensorBoardConfig, "mlflow": MLFlowConfig}
+SCHEMAS = (TrainConfig, EvaluateConfig, TrainerConfig, config.TestConfig, *OF_LOGGERS.values())
+READ_SCHEMAS = ("run.py", "evaluation.py", "tracking/*.py", "config.py")
 
 
 def names(*groups: str) -> list[str]:
@@ -171,8 +182,12 @@ def unread_fields(schema: type, source: str) -> list[str]:
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_fields_of_a_schema_are_read(schema: type) -> None:
-    source = "\n".join((SOURCE / f"{name}.py").read_text(encoding="utf-8") for name in READ_SCHEMAS)
+    source = "\n".join(path.read_text(encoding="utf-8") for name in READ_SCHEMAS for path in SOURCE.glob(name))
     assert unread_fields(schema, source) == []
+
+
+def test_every_logger_that_can_be_set_is_one_that_starts() -> None:
+    assert [f.name for f in fields(LoggerConfig)] == list(TRACKERS) == list(OF_LOGGERS)
 
 
 def test_a_planted_field_is_caught() -> None:
@@ -201,7 +216,8 @@ def test_files_of_a_schema_have_only_its_keys(name: str, schema: type) -> None:
     content = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     assert strangers(content, schema) == []
     assert strangers(content.get("test", {}), config.TestConfig) == []
-    assert strangers(content.get("wandb") or {}, WandbConfig) == []
+    for logger, schema_of_logger in OF_LOGGERS.items():
+        assert strangers(content.get(logger) or {}, schema_of_logger) == []
     assert strangers({**content, "planted": 1}, schema) == ["planted"]
 
 

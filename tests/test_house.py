@@ -16,7 +16,7 @@ FLOORS = [
     {"adaptation", "tasks", "metrics", "plots"},
     {"learners", "datamodule", "callbacks", "tracking"},
     {"reporting", "record"},
-    {"config"},
+    {"config", "naming"},
     {"run"},
     {"evaluation", "practice"},
 ]
@@ -30,7 +30,7 @@ STRANGERS = {
     "callbacks": {"datasets"},
 }
 HYDRA = {"hydra", "omegaconf"}
-KNOW_HYDRA = {"config", "run", "evaluation", "practice"}
+KNOW_HYDRA = {"config", "naming", "run", "evaluation", "practice"}
 
 
 def imported(module: str, source: str, is_package: bool = False) -> Iterator[str]:

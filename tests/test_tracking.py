@@ -1,5 +1,8 @@
-"""The choice of W&B's mode, without a network or an account."""
+"""What loggers are started with, without a network or an account."""
 
+import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +10,24 @@ import pytest
 import wandb
 
 from innerloop.errors import InputError
-from innerloop.tracking import MetricsFile, wandb_logger
+from innerloop.tracking import Label, MetricsFile, RunInfo, check_loggers
+from innerloop.tracking.wandb_run import WandbRun
 
-SETTINGS = {"mode": "auto", "project": "innerloop", "entity": None, "name": None, "group": None, "tags": []}
-CONFIG = {"algo": {"name": "maml"}, "data": {"name": "sinusoid"}}
+SETTINGS = {
+    "mode": "auto",
+    "project": "innerloop",
+    "entity": None,
+    "name": None,
+    "group": None,
+    "tags": ["mine"],
+    "artifacts": False,
+    "histograms_every": None,
+}
+CONFIG = {"algo": {"name": "maml"}, "data": {"name": "sinusoid"}, "net": {"name": "mlp"}}
+
+
+def info(directory: Path) -> RunInfo:
+    return RunInfo(directory, CONFIG, Label("maml-sinusoid shots=5", "sweep"))
 
 
 class Asked(Exception):
@@ -26,7 +43,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         raise Asked
 
     monkeypatch.setattr(wandb, "init", init)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name in ("WANDB_MODE", "WANDB_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
     return seen
 
 
@@ -40,9 +58,9 @@ def test_auto_is_online_only_where_logged_in(
 
     monkeypatch.setattr(wandb, "login", login)
     with pytest.raises(Asked):
-        wandb_logger(tmp_path, CONFIG, SETTINGS)
+        WandbRun(info(tmp_path), SETTINGS)
     assert asked["mode"] == mode
-    assert asked["config"] == CONFIG
+    assert asked["config"] == CONFIG | {"git_commit": None, "git_dirty": None}
     assert asked["id"] is None
 
 
@@ -51,21 +69,46 @@ def test_environment_decides_where_it_speaks(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with pytest.raises(Asked):
-        wandb_logger(tmp_path, CONFIG, SETTINGS)
+        WandbRun(info(tmp_path), SETTINGS)
     assert asked["mode"] == "disabled"
 
 
 def test_a_resumed_run_keeps_its_wandb_run(asked: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "wandb.json").write_text('{"id": "abc123", "project": "innerloop", "mode": "offline"}')
+    record = {"id": "abc123", "project": "innerloop", "mode": "offline", "name": "first", "group": "old"}
+    (tmp_path / "wandb.json").write_text(json.dumps(record))
     with pytest.raises(Asked):
-        wandb_logger(tmp_path, CONFIG, {**SETTINGS, "mode": "offline"})
-    assert asked["id"] == "abc123"
+        WandbRun(info(tmp_path), {**SETTINGS, "mode": "offline"})
+    assert (asked["id"], asked["name"], asked["group"]) == ("abc123", "first", "old")
+    assert "WANDB_DATA_DIR" not in os.environ
 
 
-def test_unknown_mode(asked: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="auto, online, offline, disabled"):
-        wandb_logger(tmp_path, CONFIG, {**SETTINGS, "mode": "cloud"})
-    assert not asked
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, ("maml-sinusoid shots=5", "sweep")), ({"name": "mine", "group": "ours"}, ("mine", "ours"))],
+)
+def test_name_and_group_are_the_sweeps_unless_given(
+    given: dict[str, str], expected: tuple[str, str], asked: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(Asked):
+        WandbRun(info(tmp_path), SETTINGS | {"mode": "offline"} | given)
+    assert (asked["name"], asked["group"]) == expected
+    assert asked["tags"] == ["maml", "sinusoid", "mlp", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"wandb": {**SETTINGS, "mode": "cloud"}}, "logger.wandb.mode=cloud: choose one of auto, online, offline"),
+        ({"wandb": {**SETTINGS, "histograms_every": -1}}, "logger.wandb.histograms_every must not be negative, got -1"),
+        ({"tensorboard": {"histograms_every": 0}}, "logger=tensorboard needs the package tensorboard: pip install"),
+        ({"mlflow": {}}, "logger=mlflow needs the package mlflow: pip install mlflow"),
+    ],
+)
+def test_loggers_that_cannot_be(settings: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=re.escape(said)):
+        check_loggers(settings)
+    check_loggers({"wandb": {**SETTINGS, "histograms_every": 0}, "tensorboard": None, "mlflow": None})
 
 
 def test_resumed_metrics_keep_what_came_before_the_checkpoint(tmp_path: Path) -> None:

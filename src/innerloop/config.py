@@ -63,6 +63,24 @@ class WandbConfig:
     name: str | None = MISSING
     group: str | None = MISSING
     tags: list[str] = MISSING
+    # With defaults, for runs that were recorded before there were these keys.
+    artifacts: bool = False
+    histograms_every: int | None = None
+
+
+@dataclass
+class TensorBoardConfig:
+    """TensorBoard's event files in the run directory."""
+
+    histograms_every: int | None = MISSING
+
+
+@dataclass
+class MLFlowConfig:
+    """A run in an MLflow store."""
+
+    uri: str = MISSING
+    experiment: str = MISSING
 
 
 @dataclass
@@ -70,6 +88,8 @@ class LoggerConfig:
     """Loggers besides the CSV file that every run has."""
 
     wandb: WandbConfig | None = None
+    tensorboard: TensorBoardConfig | None = None
+    mlflow: MLFlowConfig | None = None
 
 
 @dataclass

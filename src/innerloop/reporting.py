@@ -51,6 +51,19 @@ def flatten(results: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, 
     return flat, rows
 
 
+def episode_rows(names: Sequence[str], values: Tensor, step: int) -> list[dict[str, float]]:
+    """For each test episode its metrics before any adaptation and after the reported number of inner steps.
+
+    values: (episodes, 1 + K + 1, metrics).
+    """
+    return [
+        {"episode": episode}
+        | {f"unadapted/{name}": value for name, value in zip(names, curve[0], strict=True)}
+        | dict(zip(names, curve[step + 1], strict=True))
+        for episode, curve in enumerate(values.tolist())
+    ]
+
+
 def closing_table(results: Mapping[str, Any], metric: str, run_dir: Path) -> str:
     """The few lines that a run ends with."""
     test, trained = results["test"], ""

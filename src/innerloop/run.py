@@ -17,11 +17,13 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from innerloop.callbacks.distributions import Histograms, InnerRates
 from innerloop.callbacks.progress import Progress
 from innerloop.callbacks.session import Session
 from innerloop.config import (
     CONFIG,
     EvaluateConfig,
+    LoggerConfig,
     TrainConfig,
     arguments,
     explain,
@@ -34,10 +36,11 @@ from innerloop.datamodule import EpisodeDataModule
 from innerloop.errors import InputError, Stopped
 from innerloop.learners import MetaLearner
 from innerloop.memory import keep_freed
+from innerloop.naming import label
 from innerloop.record import environment, read_checkpoint, recorded, write_json
-from innerloop.reporting import closing_table, draw_plots, flatten, test_results, write_episodes
+from innerloop.reporting import closing_table, draw_plots, episode_rows, flatten, test_results, write_episodes
 from innerloop.tasks.base import Tasks
-from innerloop.tracking import MetricsFile, finish, log_final, wandb_logger
+from innerloop.tracking import Closing, Label, RunInfo, check_loggers, end, make_loggers, trackers
 
 log = logging.getLogger("innerloop")
 
@@ -126,6 +129,7 @@ def train(cfg: DictConfig) -> float:
         elif (run_dir / CONFIG).exists():
             raise InputError(f"{run_dir} holds a run already: go on with resume={run_dir}, or choose another directory")
         check(cfg)
+        check_loggers(logger_settings(cfg))
         parts = build(cfg)
     except BaseException:
         remove_empty(run_dir)
@@ -153,12 +157,12 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
     )
     # Not save_last=True of the other one: Lightning (2.6) then writes last.ckpt only where the best has improved.
     latest = ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False)
-    loggers = make_loggers(cfg, run_dir, resumed_at)
-    status = 1
+    info = RunInfo(run_dir, to_plain(cfg), Label(*label(cfg)), resumed_at)
+    loggers = make_loggers(info, logger_settings(cfg))
+    ended: BaseException | None = None
     try:
-        callbacks = [best, latest, session, Progress(tasks.metric)]
-        if loggers:
-            callbacks.append(LearningRateMonitor("step"))
+        callbacks = [best, latest, session, Progress(tasks.metric), LearningRateMonitor("step"), InnerRates()]
+        callbacks += [Histograms(t.histograms_every, t.log_histograms) for t in trackers(loggers) if t.histograms_every]
         trainer = make_trainer(cfg, learner, logger=loggers, callbacks=callbacks)
         log.info("training %s on %s in %s", cfg.algo.name, cfg.data.name, run_dir)
         trainer.fit(learner, data, ckpt_path=start, weights_only=False)
@@ -183,14 +187,19 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
         if trainer.is_global_zero:
             write_episodes(run_dir / "test_episodes.csv", learner.curve.names, values)
             figures = draw_plots(run_dir, tasks, learner, data, test)
-            log_final(loggers, *flatten(results), figures)
+            rows = episode_rows(learner.curve.names, values, test["step"])
+            for tracker in trackers(loggers):
+                tracker.log_closing(Closing(results, *flatten(results), rows, figures))
             write_json(run_dir / RESULTS, results)
             print(closing_table(results, tasks.metric, run_dir), flush=True)
-        status = 0
     except Stopped as stopped:
-        raise Stopped(f"{stopped}. Go on with: python train.py resume={run_dir}") from None
+        ended = Stopped(f"{stopped}. Go on with: python train.py resume={run_dir}")
+        raise ended from None
+    except BaseException as error:
+        ended = error
+        raise
     finally:
-        finish(loggers, status)
+        end(loggers, ended)
     return validation[tasks.metric]["mean"]
 
 
@@ -258,12 +267,11 @@ def make_trainer(cfg: DictConfig, learner: MetaLearner, **extra: Any) -> Trainer
         raise InputError(f"trainer: {error}") from error
 
 
-def make_loggers(cfg: DictConfig, run_dir: Path, resumed_at: int) -> list[Any]:
-    """metrics.csv, and what the logger group names."""
-    loggers: list[Any] = [MetricsFile(run_dir, resumed_at)]
-    if cfg.logger.wandb is not None:
-        loggers.append(wandb_logger(run_dir, to_plain(cfg), to_plain(cfg.logger.wandb)))
-    return loggers
+def logger_settings(cfg: DictConfig) -> dict[str, Any]:
+    """The settings of each logger, None for those that are not asked for."""
+    whole = OmegaConf.merge(OmegaConf.structured(LoggerConfig), cfg.logger)
+    assert isinstance(whole, DictConfig)
+    return to_plain(whole)
 
 
 def resumed_config(run_dir: Path, overrides: list[str]) -> DictConfig:

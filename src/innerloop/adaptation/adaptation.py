@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 
-from torch import nn
+from torch import Tensor, nn
 
 from innerloop.episodes import Samples, Weights
 
@@ -25,6 +25,10 @@ class Adaptation(nn.Module, ABC):
     def trajectory(self, net: nn.Module, weights: Weights, support: Samples) -> list[Weights]:
         """The weights at 0, 1, …, K inner steps as evaluation sees them; without inner steps, only the result."""
         return [self(net, weights, support)]
+
+    def learned_rates(self) -> dict[str, Tensor]:
+        """The inner rates that the outer loop learns, by the name of the weights that they are for."""
+        return {}
 
 
 class Identity(Adaptation):

@@ -110,6 +110,9 @@ class GradientSteps(Adaptation):
     def trajectory(self, net: nn.Module, weights: Weights, support: Samples) -> list[Weights]:
         return self.path(net, weights, support, self.eval_steps)
 
+    def learned_rates(self) -> dict[str, Tensor]:
+        return {name.replace("/", "."): rate for name, rate in (self.rates or {}).items()}
+
     def path(self, net: nn.Module, weights: Weights, support: Samples, steps: int) -> list[Weights]:
         """The weights after 0, 1, …, `steps` inner steps."""
         path, start = [weights], weights

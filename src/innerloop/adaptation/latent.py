@@ -45,6 +45,9 @@ class LatentSteps(Adaptation):
     def trajectory(self, net: nn.Module, weights: Weights, support: Samples) -> list[Weights]:
         return self.path(net, weights, support, self.eval_steps)
 
+    def learned_rates(self) -> dict[str, Tensor]:
+        return {"code": self.rate} if isinstance(self.rate, Tensor) else {}
+
     def path(self, net: nn.Module, weights: Weights, support: Samples, steps: int) -> list[Weights]:
         """The weights after 0, 1, …, `steps` steps of the code."""
         codes = [self.generate.code(net, weights, support)]

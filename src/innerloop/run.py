@@ -14,10 +14,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from innerloop.callbacks.progress import Progress
+from innerloop.callbacks.pruning import Pruning
 from innerloop.callbacks.session import Session
 from innerloop.config import (
     CONFIG,
@@ -31,17 +33,17 @@ from innerloop.config import (
     unknown_key,
 )
 from innerloop.datamodule import EpisodeDataModule
-from innerloop.errors import InputError, Stopped
+from innerloop.errors import InputError, Pruned, Stopped
 from innerloop.learners import MetaLearner
 from innerloop.memory import keep_freed
-from innerloop.record import environment, read_checkpoint, recorded, write_json
+from innerloop.record import RESULTS, environment, read_checkpoint, recorded, write_json
 from innerloop.reporting import closing_table, draw_plots, flatten, test_results, write_episodes
+from innerloop.search import reporter
+from innerloop.sweep import as_job
 from innerloop.tasks.base import Tasks
 from innerloop.tracking import MetricsFile, finish, log_final, wandb_logger
 
 log = logging.getLogger("innerloop")
-
-RESULTS = "results.json"
 
 
 @dataclass
@@ -116,13 +118,25 @@ def _make_tasks(node: dict[str, Any]) -> Tasks:
     return _make(rest, "data", dataset=loader(**arguments(of_loader, loader, "data")))
 
 
-def train(cfg: DictConfig) -> float:
-    """Trains, tests and records one run. Returns the headline metric on the validation tasks, for a search."""
+def train(cfg: DictConfig) -> float | None:
+    """Trains, tests and records one run. Returns the headline metric on the validation tasks.
+
+    A sweep's job goes on where it stopped, and records how it failed or that it was pruned: then None is returned.
+    """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    resuming = cfg.resume is not None
+    # What Lightning starts for other ranks waits for nobody: the first rank holds the directory.
+    if cfg.sweep is None or getattr(rank_zero_only, "rank", 0) != 0:
+        return _train(cfg, run_dir)
+    return as_job(run_dir, lambda: _train(cfg, run_dir))
+
+
+def _train(cfg: DictConfig, run_dir: Path) -> float:
+    going_on = cfg.sweep is not None and (run_dir / CONFIG).exists()
+    resuming = cfg.resume is not None or going_on
     try:
         if resuming:
-            cfg = resumed_config(run_dir, HydraConfig.get().overrides.task)
+            # What a sweep's job overrides is in its record already.
+            cfg = resumed_config(run_dir, [] if going_on else HydraConfig.get().overrides.task)
         elif (run_dir / CONFIG).exists():
             raise InputError(f"{run_dir} holds a run already: go on with resume={run_dir}, or choose another directory")
         check(cfg)
@@ -159,6 +173,9 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
         callbacks = [best, latest, session, Progress(tasks.metric)]
         if loggers:
             callbacks.append(LearningRateMonitor("step"))
+        report = reporter(run_dir) if cfg.get("sweep") else None
+        if report:
+            callbacks.append(Pruning(f"val/{tasks.metric}", report))
         trainer = make_trainer(cfg, learner, logger=loggers, callbacks=callbacks)
         log.info("training %s on %s in %s", cfg.algo.name, cfg.data.name, run_dir)
         trainer.fit(learner, data, ckpt_path=start, weights_only=False)
@@ -170,6 +187,7 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
             "data": cfg.data.name,
             "net": cfg.net.name,
             "seed": cfg.seed,
+            "metric": tasks.metric,
             "steps": trainer.global_step,
             "parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
             "train_seconds": session.wall_seconds,
@@ -187,6 +205,9 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
             write_json(run_dir / RESULTS, results)
             print(closing_table(results, tasks.metric, run_dir), flush=True)
         status = 0
+    except Pruned:
+        status = 0
+        raise
     except Stopped as stopped:
         raise Stopped(f"{stopped}. Go on with: python train.py resume={run_dir}") from None
     finally:

@@ -328,10 +328,8 @@ class Sweep:
             signal.signal(signal.SIGINT, before)
 
     def close(self, jobs: Sequence[Job], finished: bool) -> None:
-        """Tells how the jobs ended. Raises FailedRuns if some failed."""
+        """Notes that all is done. Raises FailedRuns if jobs failed, with a line for each."""
         failed = [job for job in jobs if (self.path(job) / ERROR).exists()]
-        done = sum((self.path(job) / RESULTS).exists() for job in jobs)
-        print(f"{done} of {len(jobs)} runs are done in {self.directory}", flush=True)
         if finished:
             (self.directory / FINISHED).touch()
         if failed:
@@ -383,4 +381,6 @@ def grid(sweep: Sweep, params: Mapping[str, str] | None, arguments: Sequence[str
         for job in todo:
             (sweep.path(job) / ERROR).unlink(missing_ok=True)
         sweep.work(todo)
-        sweep.close(jobs, finished=all((sweep.path(job) / RESULTS).exists() for job in jobs))
+        done = sum((sweep.path(job) / RESULTS).exists() for job in jobs)
+        print(f"{done} of {len(jobs)} runs are done in {sweep.directory}", flush=True)
+        sweep.close(jobs, finished=done == len(jobs))

@@ -33,7 +33,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from innerloop.config import given
 from innerloop.errors import FailedRuns, InputError, Pruned, Stopped
@@ -216,7 +216,10 @@ class Sweep:
         self.context, self.task, self.config, self.n_jobs = context, task, config, n_jobs
         self.directory = Path(config.hydra.sweep.dir).resolve()
         self.loader: ConfigLoader = context.config_loader
-        self._launcher = [a for a in config.hydra.overrides.task if _key(a) == "launcher"]
+        overrides = config.hydra.overrides
+        nodes = [OmegaConf.to_container(node, resolve=False) for node in (overrides.hydra, overrides.task)]
+        self._typed = [str(word) for node in nodes for word in node]
+        self._launcher = [a for a in self._typed if _key(a) == "launcher"]
 
     def job(self, number: int, overrides: Sequence[str]) -> Job:
         """A job, composed once to see that it can be and where it goes."""
@@ -256,10 +259,9 @@ class Sweep:
         for element in reversed(self.context.config_loader.get_search_path().get_path()):
             if _is_folder(element.path):
                 shutil.copytree(element.path.removeprefix("file://"), self.directory / CONF, dirs_exist_ok=True)
-        hydra = [a for a in self.config.hydra.overrides.hydra if _key(a) != "hydra.mode"]
-        typed = [a for a in self.config.hydra.overrides.task if _key(a) != "sweep"]
+        typed = [a for a in self._typed if _key(a) not in ("sweep", "hydra.mode")]
         draft = self.directory / f"{RECORD}.tmp"
-        draft.write_text(yaml.safe_dump({"overrides": [*hydra, *typed], **record}, sort_keys=False))
+        draft.write_text(yaml.safe_dump({"overrides": typed, **record}, sort_keys=False))
         draft.replace(self.directory / RECORD)
 
     def path(self, job: Job) -> Path:

@@ -116,7 +116,8 @@ def command_line(argv: Sequence[str]) -> list[str]:
     recorded = read_record(directory)["overrides"]
     if fixed and fixed != sorted(a for a in recorded if not _free(a)):
         raise InputError(
-            f"sweep={directory} is the sweep of: {' '.join(recorded)}. Name it alone to go on with it, or another one"
+            f"sweep={directory} is the sweep of: {' '.join(a for a in recorded if not _free(a))}. "
+            "Name it alone to go on with it, or name another one"
         )
     if not named:
         print(f"goes on with the same sweep, which was not finished; another one: sweep=<new directory> ({directory})")
@@ -217,8 +218,10 @@ class Sweep:
         self.directory = Path(config.hydra.sweep.dir).resolve()
         self.loader: ConfigLoader = context.config_loader
         overrides = config.hydra.overrides
-        nodes = [OmegaConf.to_container(node, resolve=False) for node in (overrides.hydra, overrides.task)]
-        self._typed = [str(word) for node in nodes for word in node]
+        # As typed: ${…} belongs to the jobs.
+        typed = OmegaConf.to_container(overrides, resolve=False)
+        assert isinstance(typed, dict)
+        self._typed: list[str] = [*typed["hydra"], *typed["task"]]
         self._launcher = [a for a in self._typed if _key(a) == "launcher"]
 
     def job(self, number: int, overrides: Sequence[str]) -> Job:
@@ -239,6 +242,9 @@ class Sweep:
     @contextmanager
     def open(self, record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Locks the directory and yields its record: the one that is there, else this one. Freezes the configs."""
+        others = {p.name for p in self.directory.glob("*")} - {LOCK, CONF}
+        if others and RECORD not in others:
+            raise InputError(f"{self.directory} holds other files, such as {min(others)}: take another directory")
         with locked(self.directory / LOCK, f"{self.directory} is a sweep that another process is running"):
             if not (self.directory / RECORD).exists():
                 self._create(record)
@@ -251,9 +257,6 @@ class Sweep:
             yield read_record(self.directory)
 
     def _create(self, record: Mapping[str, Any]) -> None:
-        others = {p.name for p in self.directory.iterdir()} - {LOCK, CONF}
-        if others:
-            raise InputError(f"{self.directory} holds other files, such as {min(others)}: take another directory")
         shutil.rmtree(self.directory / CONF, ignore_errors=True)
         # The last to come decides, as in Hydra's search path read from its end.
         for element in reversed(self.context.config_loader.get_search_path().get_path()):

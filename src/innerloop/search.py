@@ -224,15 +224,22 @@ class Trials:
         path = self.sweep.path(job)
         if (path / RESULTS).exists():
             value = value_of(path)
-            failed = math.isnan(value)  # no value that could be the best
-            self.study.tell(job.number, None if failed else value, TrialState.FAIL if failed else TrialState.COMPLETE)
+            if math.isnan(value):
+                self._fail(job, "the validation metric is not a number")
+            else:
+                self.study.tell(job.number, value)
         elif (path / PRUNED).exists():
             self.study.tell(job.number, state=TrialState.PRUNED)
         elif (path / ERROR).exists():
             error = json.loads((path / ERROR).read_text())
-            trial = self.study.trials[job.number]
-            self.study._storage.set_trial_user_attr(trial._trial_id, "error", f"{error['type']}: {error['error']}")
-            self.study.tell(job.number, state=TrialState.FAIL)
+            self._fail(job, f"{error['type']}: {error['error']}")
+
+    def _fail(self, job: Job, error: str) -> None:
+        from optuna.trial import TrialState
+
+        trial = self.study.trials[job.number]
+        self.study._storage.set_trial_user_attr(trial._trial_id, "error", error)
+        self.study.tell(job.number, state=TrialState.FAIL)
 
     def tell_best(self) -> None:
         """Prints how many trials ended how, and the best one's value, configuration and directory."""

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
 from sabotage import Sabotaged
 
+from innerloop import config
 from innerloop.sweep import CONF, LOCK, locked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -290,6 +292,22 @@ def test_launcher_that_is_not_installed_is_named_with_its_extra(here: Here, tmp_
     assert status == 1
     assert err.strip() == 'train.py: launcher=ray needs a package: pip install -e ".[ray]"'
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf" / "launcher").glob("*.yaml")), ids=lambda path: path.stem)
+def test_launcher_files_say_how_and_compose(path: Path) -> None:
+    head = path.read_text().partition("\ndefaults:")[0]
+    assert f"#   python train.py -m launcher={path.stem} " in head
+    extra = config.LAUNCHERS.get(path.stem)
+    assert (extra is not None) == (path.stem != "basic")
+    assert extra is None or f'pip install -e ".[{extra}]"' in head
+    plugin = f"hydra_plugins.hydra_{path.stem.partition('_')[0]}_launcher"
+    if extra and importlib.util.find_spec(plugin) is None:
+        pytest.skip(f"{plugin} is not installed")
+    config.register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", [f"launcher={path.stem}"], return_hydra_config=True)
+    assert cfg.hydra.runtime.choices["hydra/launcher"] == path.stem
 
 
 def test_record_says_what_was_asked(whole: Path) -> None:

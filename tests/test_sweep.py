@@ -19,7 +19,8 @@ from hydra import compose, initialize_config_dir
 from sabotage import Sabotaged
 
 from innerloop import config
-from innerloop.sweep import CONF, LOCK, locked
+from innerloop.jobs import LOCK, locked
+from innerloop.sweep import CONF
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (
@@ -181,6 +182,7 @@ def test_killed_sweep_goes_on_by_the_same_command(whole: Path, plans: Path, here
     assert hashes(*(sweep / job for job in results(sweep))) == everything
 
 
+@pytest.mark.slow
 def test_lost_process_is_recorded_and_the_others_go_on(whole: Path, plans: Path, here: Here, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     arguments = ("-m", "sweep=out", "launcher=joblib", "algo=maml", "seed=0,1,2", *TINY, *PLANNED)

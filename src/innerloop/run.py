@@ -34,12 +34,12 @@ from innerloop.config import (
 )
 from innerloop.datamodule import EpisodeDataModule
 from innerloop.errors import InputError, Pruned, Stopped
+from innerloop.jobs import as_job
 from innerloop.learners import MetaLearner
 from innerloop.memory import keep_freed
 from innerloop.record import RESULTS, environment, read_checkpoint, recorded, write_json
 from innerloop.reporting import closing_table, draw_plots, flatten, test_results, write_episodes
 from innerloop.search import reporter
-from innerloop.sweep import as_job
 from innerloop.tasks.base import Tasks
 from innerloop.tracking import MetricsFile, finish, log_final, wandb_logger
 

@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from innerloop.config import locate
 from innerloop.errors import InputError
+from innerloop.jobs import ERROR, PRUNED, Job, value_of
 from innerloop.record import RESULTS
-from innerloop.sweep import ERROR, PRUNED, RECORD, Job, Sweep, parse, value_of
+from innerloop.sweep import RECORD, Sweep, parse
 
 if TYPE_CHECKING:
     import optuna
@@ -172,7 +173,11 @@ def search(sweep: Sweep, settings: Settings, params: Mapping[str, str] | None, a
         seed = settings.seed + len(study.get_trials(deepcopy=False))
         study.sampler = optuna.samplers.TPESampler(n_startup_trials=settings.n_startup_trials, seed=seed)
         trials = Trials(sweep, study, fixed)
-        trials.work([t for t in study.trials if not t.state.is_finished()])
+        interrupted = [trial for trial in study.trials if not trial.state.is_finished()]
+        for trial in interrupted:
+            for key, distribution in drawn.items():  # as Study.ask does: what was drawn already stays
+                optuna.Trial(study, trial._trial_id)._suggest(key, distribution)
+        trials.work([study.trials[trial.number] for trial in interrupted])
         while (missing := settings.n_trials - len(study.get_trials(deepcopy=False))) > 0:
             numbers = [study.ask(drawn).number for _ in range(min(missing, _at_a_time(sweep.config)))]
             trials.work([study.trials[n] for n in numbers])

@@ -10,17 +10,14 @@ Light on purpose, as config.py is: the parent of a sweep does without torch.
 """
 
 import copy
-import fcntl
 import itertools
 import json
 import os
 import shutil
 import signal
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,50 +33,18 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from innerloop.config import given
-from innerloop.errors import FailedRuns, InputError, Pruned, Stopped
-from innerloop.record import RESULTS, write_json
+from innerloop.errors import FailedRuns, InputError
+from innerloop.jobs import ERROR, LOCK, PRUNED, Job, holder, locked, write_error
+from innerloop.record import RESULTS
 
-RECORD, CONF, FINISHED, LOCK = "sweep.yaml", "conf", "finished", ".lock"
-ERROR, PRUNED = "error.json", "pruned.json"
+RECORD, CONF, FINISHED = "sweep.yaml", "conf", "finished"
 
 # What may change from one part of a sweep to the next: who runs the jobs, how many at a time, how many in all.
-FREE = ("launcher", "hydra/launcher", "hydra.launcher", "hydra.sweeper.n_jobs", "hydra.sweeper.n_trials")
+LAUNCHER = ("launcher", "hydra/launcher", "hydra.launcher")
+FREE = (*LAUNCHER, "hydra.sweeper.n_jobs", "hydra.sweeper.n_trials")
 
 # How long Ctrl-C waits for running jobs to save their state, in seconds; a second Ctrl-C does not wait.
 GRACE = 60.0
-
-
-# Locks ---------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def locked(path: Path, refusal: str | None = None) -> Iterator[None]:
-    """Holds a lock that dies with the process. Waits for it; with a refusal, raises InputError saying that instead."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
-        except BlockingIOError:
-            raise InputError(str(refusal)) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def holder(path: Path) -> int | None:
-    """The id of the process that holds a lock."""
-    if not path.exists():
-        return None
-    with path.open("r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return int(file.read() or 0)
-    return None
-
-
-# The command line ----------------------------------------------------------------------------------------------------
 
 
 def _key(override: str) -> str:
@@ -88,6 +53,20 @@ def _key(override: str) -> str:
 
 def _free(override: str) -> bool:
     return any(_key(override) == name or _key(override).startswith(f"{name}.") for name in FREE)
+
+
+def _fixed(overrides: Sequence[str]) -> list[str]:
+    """What makes a sweep this one, in whatever order it was typed."""
+    return sorted(a for a in overrides if not _free(a))
+
+
+def _refuse_another(directory: Path, asked: Sequence[str]) -> None:
+    recorded = read_record(directory)["overrides"]
+    if _fixed(asked) != _fixed(recorded):
+        raise InputError(
+            f"sweep={directory} is the sweep of: {' '.join(a for a in recorded if not _free(a))}. "
+            "Name it alone to go on with it, or name another one"
+        )
 
 
 def _named(overrides: Sequence[str]) -> str | None:
@@ -101,12 +80,14 @@ def command_line(argv: Sequence[str]) -> list[str]:
     place and was not finished. Raises InputError if the sweep was another one than is now asked for.
     """
     typed = [a for a in argv[1:] if not a.startswith("-") and ("=" in a or a.startswith("~"))]
-    if not {"-m", "--multirun"} & set(argv):
+    if not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv):
         if given("sweep", typed):
             raise InputError(f"sweep= is a sweep's directory: python train.py -m sweep={given('sweep', typed)}")
         return list(argv)
-    asked = [a for a in typed if _key(a) != "sweep"]
-    fixed = sorted(a for a in asked if not _free(a))
+    if [a for a in argv[1:] if a.startswith("-") and a not in ("-m", "--multirun")]:
+        return list(argv)  # to be shown something, or with other configuration files
+    asked = [a for a in typed if _key(a) not in ("sweep", "hydra.mode")]
+    fixed = _fixed(asked)
     named = _named(typed)
     directory = Path(named) if named else _unfinished(fixed)
     if directory is None or not (directory / RECORD).is_file():
@@ -114,15 +95,15 @@ def command_line(argv: Sequence[str]) -> list[str]:
             raise InputError(f"sweep={named}: there is no sweep in this directory; to start one, say what it is to try")
         return list(argv)
     recorded = read_record(directory)["overrides"]
-    if fixed and fixed != sorted(a for a in recorded if not _free(a)):
-        raise InputError(
-            f"sweep={directory} is the sweep of: {' '.join(a for a in recorded if not _free(a))}. "
-            "Name it alone to go on with it, or name another one"
-        )
+    if fixed:
+        _refuse_another(directory, asked)
     if not named:
         print(f"goes on with the same sweep, which was not finished; another one: sweep=<new directory> ({directory})")
     free = [a for a in asked if _free(a)]
-    kept = [a for a in recorded if _key(a) not in {_key(f) for f in free}]
+    replaced = {_key(a) for a in free}
+    if replaced & {"launcher", "hydra/launcher"}:
+        replaced |= {_key(a) for a in recorded if _key(a).startswith(LAUNCHER)}
+    kept = [a for a in recorded if _key(a) not in replaced]
     place = [] if given("hydra.sweep.dir", kept) else [f"sweep={quoted(directory)}"]
     return [argv[0], "-m", "--config-path", str((directory / CONF).resolve()), *kept, *free, *place]
 
@@ -130,7 +111,7 @@ def command_line(argv: Sequence[str]) -> list[str]:
 def _unfinished(fixed: Sequence[str]) -> Path | None:
     """The newest sweep in the default place that was started with these overrides, stopped and not finished."""
     for path in sorted(Path("runs/sweeps").glob(f"*/{RECORD}"), reverse=True):
-        same = sorted(a for a in read_record(path.parent)["overrides"] if not _free(a)) == list(fixed)
+        same = _fixed(read_record(path.parent)["overrides"]) == list(fixed)
         if same and not (path.parent / FINISHED).exists() and holder(path.parent / LOCK) is None:
             return path.parent
     return None
@@ -145,56 +126,6 @@ def quoted(value: object) -> str:
     """A string as Hydra reads it back, whatever is in it."""
     text = str(value).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{text}'"
-
-
-# A job ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run of a sweep: its number, the name of its directory, what it overrides."""
-
-    number: int
-    directory: str
-    overrides: Sequence[str]
-
-
-def as_job(run_dir: Path, work: Callable[[], float]) -> float | None:
-    """A sweep's job: does what is not done yet and records how it ended. Returns the value, None if there is none.
-
-    A process that an earlier, killed sweep has left at work in the same directory is waited for.
-    """
-    with locked(run_dir / LOCK):
-        if (run_dir / RESULTS).exists():
-            return value_of(run_dir)
-        (run_dir / ERROR).unlink(missing_ok=True)
-        try:
-            return work()
-        except Stopped as stopped:
-            # Launchers take exceptions for failed jobs, and go on with the next one.
-            raise KeyboardInterrupt(str(stopped)) from stopped
-        except Pruned as pruned:
-            write_json(run_dir / PRUNED, {"step": pruned.step, "value": pruned.value, "metric": pruned.metric})
-        except Exception as error:
-            write_error(run_dir, error)
-    return None
-
-
-def write_error(run_dir: Path, error: BaseException) -> None:
-    """Records how a job failed."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    line = " ".join(str(error).split())
-    trace = traceback.format_exception(error)
-    write_json(run_dir / ERROR, {"type": type(error).__name__, "error": line, "traceback": "".join(trace)})
-
-
-def value_of(run_dir: Path) -> float:
-    """The headline metric on the validation tasks of a finished run."""
-    results = json.loads((run_dir / RESULTS).read_text())
-    return results["validation"][results["metric"]]["mean"]
-
-
-# The sweep -----------------------------------------------------------------------------------------------------------
 
 
 def parse(params: Mapping[str, str] | None, arguments: Sequence[str], context: HydraContext) -> list[Override]:
@@ -221,7 +152,8 @@ class Sweep:
         # As typed: ${…} belongs to the jobs.
         typed = OmegaConf.to_container(overrides, resolve=False)
         assert isinstance(typed, dict)
-        self._typed: list[str] = [*typed["hydra"], *typed["task"]]
+        words = [*typed["hydra"], *typed["task"]]
+        self._typed = [word for word in words if _key(word) not in ("sweep", "hydra.mode")]
         self._launcher = [a for a in self._typed if _key(a) == "launcher"]
 
     def job(self, number: int, overrides: Sequence[str]) -> Job:
@@ -246,7 +178,9 @@ class Sweep:
         if others and RECORD not in others:
             raise InputError(f"{self.directory} holds other files, such as {min(others)}: take another directory")
         with locked(self.directory / LOCK, f"{self.directory} is a sweep that another process is running"):
-            if not (self.directory / RECORD).exists():
+            if (self.directory / RECORD).exists():
+                _refuse_another(self.directory, self._typed)
+            else:
                 self._create(record)
             self.loader = frozen(self.context.config_loader, self.directory / CONF)
             context = HydraContext(config_loader=self.loader, callbacks=self.context.callbacks)
@@ -262,9 +196,8 @@ class Sweep:
         for element in reversed(self.context.config_loader.get_search_path().get_path()):
             if _is_folder(element.path):
                 shutil.copytree(element.path.removeprefix("file://"), self.directory / CONF, dirs_exist_ok=True)
-        typed = [a for a in self._typed if _key(a) not in ("sweep", "hydra.mode")]
         draft = self.directory / f"{RECORD}.tmp"
-        draft.write_text(yaml.safe_dump({"overrides": typed, **record}, sort_keys=False))
+        draft.write_text(yaml.safe_dump({"overrides": self._typed, **record}, sort_keys=False))
         draft.replace(self.directory / RECORD)
 
     def path(self, job: Job) -> Path:

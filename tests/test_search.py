@@ -141,6 +141,20 @@ def test_trial_that_raises_is_a_failed_trial(plans: Path, here: Here, tmp_path: 
     assert hashes(sweep / "1_maml-sinusoid_seed0") == failed
 
 
+def test_trial_that_was_killed_while_it_was_drawn_is_drawn_to_the_end(here: Here, tmp_path: Path) -> None:
+    assert here("-m", "hydra.sweeper.n_trials=1", *SEARCH)[0] == 0
+    sweep = only(tmp_path)
+    study = optuna.load_study(study_name="study", storage=f"sqlite:///{sweep / 'study.db'}")
+    half = study.ask({"algo.inner_lr": FloatDistribution(0.001, 0.1, log=True)})
+    assert here("-m", f"sweep={sweep}", "hydra.sweeper.n_trials=2")[0] == 0
+    (_, trial) = trials(sweep)
+    assert trial.state.name == "COMPLETE"
+    assert set(trial.params) == {"algo.inner_lr", "algo.outer_lr"}
+    assert trial.params["algo.inner_lr"] == half.params["algo.inner_lr"]
+    overrides = yaml.safe_load((sweep / trial.user_attrs["directory"] / "overrides.yaml").read_text())
+    assert {f"{key}={value}" for key, value in trial.params.items()} <= set(overrides)
+
+
 def test_more_is_better_where_the_task_family_says_so(here: Here, tmp_path: Path) -> None:
     words = ("data=hyperplane", "hydra.sweeper.n_trials=1", "hydra/sweeper=search", "algo.inner_lr=interval(0.1,1.0)")
     assert here("-m", *words, *TINY)[0] == 0

@@ -58,7 +58,7 @@ def space(overrides: Sequence[Override]) -> tuple[list[str], dict[str, "BaseDist
         if override.is_sweep_override():
             found[key] = _distribution(override)
         else:
-            fixed.append(f"{key}={override.get_value_element_as_str()}")
+            fixed.append(str(override.input_line))
     if not found:
         raise InputError("a search needs what to search, such as 'algo.inner_lr=tag(log,interval(0.001,0.5))'")
     return fixed, found

@@ -296,7 +296,7 @@ def grid(sweep: Sweep, params: Mapping[str, str] | None, arguments: Sequence[str
     for override in parse(params, arguments, sweep.context):
         key = override.get_key_element()
         if not override.is_sweep_override():
-            axes.append([f"{key}={override.get_value_element_as_str()}"])
+            axes.append([str(override.input_line)])
         elif override.is_discrete_sweep():
             axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
         else:

@@ -12,17 +12,22 @@ SRC = str(Path(__file__).resolve().parent / "src")
 sys.path.insert(0, SRC)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SRC, os.environ.get("PYTHONPATH")]))
 
-from innerloop import config  # noqa: E402
+from innerloop import config, sweep  # noqa: E402
 
 config.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | None:
     from innerloop.run import train  # torch and Lightning take seconds: --help and a sweep's parent do without
 
     return train(cfg)
 
 
+def start() -> None:
+    sys.argv = sweep.command_line(sys.argv)
+    main()
+
+
 if __name__ == "__main__":
-    config.command(main)
+    config.command(start)

@@ -265,6 +265,9 @@ def test_every_group_is_looked_at() -> None:
         "data",
         "data/part",
         "experiment",
+        "hparams_search",  # in test_search.py
+        "hparams_search/part",
+        "launcher",  # in test_sweep.py
         "logger",
         "net",
         "recipe",

@@ -7,8 +7,8 @@ import difflib
 import importlib
 import inspect
 import os
+import re
 import secrets
-import shutil
 import sys
 import types
 import typing
@@ -23,9 +23,12 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from innerloop.errors import DivergedError, InputError, Stopped
+from innerloop.errors import DivergedError, FailedRuns, InputError, Stopped
 
 CONFIG = "config.yaml"
+
+# The extra of pyproject.toml that brings a launcher.
+LAUNCHERS = {"joblib": "sweep", "submitit_local": "sweep", "submitit_slurm": "sweep", "ray": "ray"}
 
 
 @dataclass
@@ -104,6 +107,7 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: int = MISSING
     resume: str | None = MISSING
+    sweep: str | None = MISSING
     debug: bool = MISSING
 
 
@@ -232,7 +236,11 @@ def explain(error: BaseException) -> str:
                 return unknown_key(full_key, [str(k) for k in parent])
             return f"{full_key}: {str(cause).splitlines()[0]}"
         cause = cause.__cause__
-    return str(error).partition("\nConfig search path")[0].rstrip()
+    message = str(error).partition("\nConfig search path")[0].rstrip()
+    launcher = re.search(r"hydra/launcher/(\w+)'", message)
+    if launcher and launcher[1] in LAUNCHERS:
+        return f'launcher={launcher[1]} needs a package: pip install -e ".[{LAUNCHERS[launcher[1]]}]"'
+    return message
 
 
 def given(key: str, argv: Sequence[str]) -> str | None:
@@ -251,7 +259,7 @@ def command(task: Callable[[], Any]) -> None:
     try:
         task()
         return
-    except (InputError, HydraException, OmegaConfBaseException, DivergedError, Stopped) as error:
+    except (InputError, HydraException, OmegaConfBaseException, DivergedError, FailedRuns, Stopped) as error:
         if "debug=true" in [a.lower() for a in sys.argv]:
             raise
         print(f"\n{Path(sys.argv[0]).name}: {explain(error)}", file=sys.stderr)
@@ -259,8 +267,6 @@ def command(task: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         status = 130
-    finally:
-        remove_empty_sweep()
     sys.exit(status)
 
 
@@ -272,11 +278,3 @@ def remove_empty(directory: Path) -> None:
             path.rmdir()
         except OSError:
             return
-
-
-def remove_empty_sweep() -> None:
-    """Removes this process's sweep directory if no job left anything in it."""
-    for directory in Path().glob(f"runs/sweeps/*{_token}"):
-        if not any(p.is_file() and p.name != "multirun.yaml" for p in directory.rglob("*")):
-            shutil.rmtree(directory)
-            remove_empty(directory.parent)

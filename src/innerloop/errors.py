@@ -9,5 +9,17 @@ class DivergedError(RuntimeError):
     """The loss or the meta-gradient is no longer a finite number."""
 
 
+class FailedRuns(RuntimeError):
+    """Runs of a sweep failed; the others are done."""
+
+
+class Pruned(Exception):
+    """A search gave a run up at a validation."""
+
+    def __init__(self, step: int, value: float, metric: str) -> None:
+        super().__init__(f"pruned at step {step}: {metric} {value:.4g}")
+        self.step, self.value, self.metric = step, value, metric
+
+
 class Stopped(Exception):
     """The user pressed Ctrl-C, or the machine asked the process to end; the state was saved."""

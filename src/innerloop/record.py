@@ -13,13 +13,15 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from innerloop.errors import InputError
+
+RESULTS = "results.json"
 
 
 def environment() -> dict[str, Any]:
     """Where and with what the run was made: command, git commit, versions of all installed packages, machine."""
+    import torch  # takes seconds, and a sweep's parent writes records without it
+
     root = Path(__file__).resolve().parents[2]
 
     def git(*command: str) -> str | None:
@@ -79,6 +81,8 @@ def recorded(run_dir: Path) -> Iterator[None]:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """What a checkpoint holds. Raises InputError if it is missing or broken."""
+    import torch
+
     try:
         found = torch.load(path, map_location="cpu", weights_only=False)
         assert {"state_dict", "global_step"} <= set(found)

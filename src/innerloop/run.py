@@ -14,11 +14,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from innerloop.callbacks.distributions import Histograms, InnerRates
 from innerloop.callbacks.progress import Progress
+from innerloop.callbacks.pruning import Pruning
 from innerloop.callbacks.session import Session
 from innerloop.config import (
     CONFIG,
@@ -33,18 +35,18 @@ from innerloop.config import (
     unknown_key,
 )
 from innerloop.datamodule import EpisodeDataModule
-from innerloop.errors import InputError, Stopped
+from innerloop.errors import InputError, Pruned, Stopped
+from innerloop.jobs import as_job
 from innerloop.learners import MetaLearner
 from innerloop.memory import keep_freed
 from innerloop.naming import label
-from innerloop.record import environment, read_checkpoint, recorded, write_json
+from innerloop.record import RESULTS, environment, read_checkpoint, recorded, write_json
 from innerloop.reporting import closing_table, draw_plots, episode_rows, flatten, test_results, write_episodes
+from innerloop.search import reporter
 from innerloop.tasks.base import Tasks
 from innerloop.tracking import Closing, Label, RunInfo, check_loggers, end, make_loggers, trackers
 
 log = logging.getLogger("innerloop")
-
-RESULTS = "results.json"
 
 
 @dataclass
@@ -119,13 +121,25 @@ def _make_tasks(node: dict[str, Any]) -> Tasks:
     return _make(rest, "data", dataset=loader(**arguments(of_loader, loader, "data")))
 
 
-def train(cfg: DictConfig) -> float:
-    """Trains, tests and records one run. Returns the headline metric on the validation tasks, for a search."""
+def train(cfg: DictConfig) -> float | None:
+    """Trains, tests and records one run. Returns the headline metric on the validation tasks.
+
+    A sweep's job goes on where it stopped, and records how it failed or that it was pruned: then None is returned.
+    """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    resuming = cfg.resume is not None
+    # What Lightning starts for other ranks waits for nobody: the first rank holds the directory.
+    if cfg.sweep is None or getattr(rank_zero_only, "rank", 0) != 0:
+        return _train(cfg, run_dir)
+    return as_job(run_dir, lambda: _train(cfg, run_dir))
+
+
+def _train(cfg: DictConfig, run_dir: Path) -> float:
+    going_on = cfg.sweep is not None and (run_dir / CONFIG).exists()
+    resuming = cfg.resume is not None or going_on
     try:
         if resuming:
-            cfg = resumed_config(run_dir, HydraConfig.get().overrides.task)
+            # What a sweep's job overrides is in its record already.
+            cfg = resumed_config(run_dir, [] if going_on else HydraConfig.get().overrides.task)
         elif (run_dir / CONFIG).exists():
             raise InputError(f"{run_dir} holds a run already: go on with resume={run_dir}, or choose another directory")
         check(cfg)
@@ -163,6 +177,9 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
     try:
         callbacks = [best, latest, session, Progress(tasks.metric), LearningRateMonitor("step"), InnerRates()]
         callbacks += [Histograms(t.histograms_every, t.log_histograms) for t in trackers(loggers) if t.histograms_every]
+        report = reporter(run_dir) if cfg.get("sweep") else None
+        if report:
+            callbacks.append(Pruning(f"val/{tasks.metric}", report))
         trainer = make_trainer(cfg, learner, logger=loggers, callbacks=callbacks)
         log.info("training %s on %s in %s", cfg.algo.name, cfg.data.name, run_dir)
         trainer.fit(learner, data, ckpt_path=start, weights_only=False)
@@ -174,6 +191,7 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
             "data": cfg.data.name,
             "net": cfg.net.name,
             "seed": cfg.seed,
+            "metric": tasks.metric,
             "steps": trainer.global_step,
             "parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
             "train_seconds": session.wall_seconds,
@@ -192,6 +210,8 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
                 tracker.log_closing(Closing(results, *flatten(results), rows, figures))
             write_json(run_dir / RESULTS, results)
             print(closing_table(results, tasks.metric, run_dir), flush=True)
+    except Pruned:  # no failure of the run
+        raise
     except Stopped as stopped:
         ended = Stopped(f"{stopped}. Go on with: python train.py resume={run_dir}")
         raise ended from None

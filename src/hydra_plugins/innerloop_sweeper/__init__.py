@@ -1,0 +1,74 @@
+"""Hydra's face of innerloop's sweeps: `hydra/sweeper=grid`, the default, and `hydra/sweeper=search`, by Optuna.
+
+Hydra imports this at every start: what takes time is imported where it is used.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+@dataclass
+class GridConf:
+    """All combinations. n_jobs: jobs that the launcher is given at a time, null: all; params: key -> choices."""
+
+    _target_: str = "hydra_plugins.innerloop_sweeper.GridSweeper"
+    n_jobs: int | None = None
+    params: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class SearchConf:
+    """A search by Optuna: TPE, and median pruning on the validation metric.
+
+    n_trials: in all, whatever their end. n_jobs: trials at a time; null: as many as the launcher runs.
+    n_startup_trials: drawn at random before TPE models what it has seen.
+    prune_after_trials, prune_after_steps: no trial is pruned before so many are complete, nor before so many steps.
+    """
+
+    _target_: str = "hydra_plugins.innerloop_sweeper.SearchSweeper"
+    n_trials: int = 20
+    n_jobs: int | None = None
+    n_startup_trials: int = 10
+    prune_after_trials: int = 5
+    prune_after_steps: int = 0
+    seed: int = 0
+    params: dict[str, str] = field(default_factory=dict)
+
+
+class _Sweeper(Sweeper):
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.task, self.composed = hydra_context, task_function, config
+
+
+class GridSweeper(_Sweeper):
+    """innerloop.sweep.grid."""
+
+    def sweep(self, arguments: list[str]) -> None:
+        from innerloop.sweep import Sweep, grid
+
+        opened = Sweep(self.context, self.task, self.composed, self.settings["n_jobs"])
+        grid(opened, self.settings["params"], arguments)
+
+
+class SearchSweeper(_Sweeper):
+    """innerloop.search.search."""
+
+    def sweep(self, arguments: list[str]) -> None:
+        from innerloop.search import Settings, search
+        from innerloop.sweep import Sweep
+
+        opened = Sweep(self.context, self.task, self.composed, self.settings["n_jobs"])
+        search(opened, Settings.of(self.composed.hydra.sweeper), self.settings["params"], arguments)
+
+
+store = ConfigStore.instance()
+store.store(group="hydra/sweeper", name="grid", node=GridConf, provider="innerloop")
+store.store(group="hydra/sweeper", name="search", node=SearchConf, provider="innerloop")

@@ -1,6 +1,5 @@
 """What a sweep directory holds, while the sweep runs too: its jobs, grouped into the configurations that it tries."""
 
-import fcntl
 import json
 import math
 import re
@@ -17,13 +16,18 @@ import yaml
 from compare import Run, grouped, read, recorded_overrides, t_ci95
 from sweep_study import Study, SweepError, as_overrides, read_study
 
+from innerloop.config import CONFIG
 from innerloop.drawing import ERRORS, NOTHING, Column, read_metrics
+from innerloop.jobs import ERROR, LOCK, PRUNED, holder
+from innerloop.record import RESULTS
+from innerloop.search import STUDY
+from innerloop.sweep import RECORD
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # stopped: begun, and no process is at it; the sweep goes on with it when it is started again.
 STATES = ("finished", "running", "stopped", "failed", "pruned", "waiting")
-RECORDS = ("config.yaml", "results.json", "error.json", "pruned.json")
+RECORDS = (CONFIG, RESULTS, ERROR, PRUNED)
 NUMBERED = r"(\d+)(_|$)"
 METRICS = ("accuracy", "mse", "loss")
 
@@ -141,8 +145,8 @@ def read_sweep(directory: Path) -> Sweep:
     """The sweep of a directory. Raises SweepError if there is none."""
     if not directory.is_dir():
         raise SweepError(f"{directory} is no directory")
-    planned = planned_jobs(directory / "sweep.yaml")
-    study = read_study(directory / "study.db") if (directory / "study.db").is_file() else None
+    planned = planned_jobs(directory / RECORD)
+    study = read_study(directory / STUDY) if (directory / STUDY).is_file() else None
     trials = {t.user_attrs["directory"]: t for t in study.trials if "directory" in t.user_attrs} if study else {}
     found = [path.name for path in directory.iterdir() if is_job(path)]
     begun = [name for name in dict.fromkeys([*planned, *trials, *found]) if (directory / name).is_dir()]
@@ -194,7 +198,7 @@ def known_overrides(path: Path, planned: list[str] | None, trial: Any) -> list[s
     if planned is not None:
         return planned
     # environment.json is the last of a run's records, and written at once: the others are whole then.
-    if any((path / name).is_file() for name in ("environment.json", "results.json")):
+    if any((path / name).is_file() for name in ("environment.json", RESULTS)):
         return [o for o in recorded_overrides(path) if o.partition("=")[0] not in OF_THE_SWEEP]
     return as_overrides(trial) if trial else None
 
@@ -202,34 +206,27 @@ def known_overrides(path: Path, planned: list[str] | None, trial: Any) -> list[s
 def job_at(path: Path, name: str, overrides: list[str] | None) -> Job:
     """The job of a directory, in the state that its files tell."""
     metric, reached = last_validation(path)
-    job = Job(name, "running" if is_worked_on(path) else "stopped", overrides, path, metric=metric, reached=reached)
-    if (path / "results.json").is_file():
+    lock = path / LOCK
+    # A run without a lock was started without the sweeper: nobody can say whether it is worked on.
+    worked_on = not lock.exists() or holder(lock) is not None
+    job = Job(name, "running" if worked_on else "stopped", overrides, path, metric=metric, reached=reached)
+    if (path / RESULTS).is_file():
         try:
             run = read(path)
         except (OSError, ValueError, yaml.YAMLError) as error:
             return replace(job, state="failed", error=f"its record is not whole: {first_line(str(error))}")
         return replace(job, state="finished", run=run, metric=run.metric, reached=None)
-    if (path / "error.json").is_file():
-        found = read_json(path / "error.json")
+    if (path / ERROR).is_file():
+        found = read_json(path / ERROR)
         text = f"{found.get('type', 'Error')}: {found.get('error', 'no message')}"
         return replace(job, state="failed", error=first_line(text))
-    if (path / "pruned.json").is_file():
-        found = read_json(path / "pruned.json")
+    if (path / PRUNED).is_file():
+        found = read_json(path / PRUNED)
         at = (int(found["step"]), float(found["value"])) if {"step", "value"} <= set(found) else reached
         return replace(
             job, state="pruned", reached=at, metric=metric or found.get("metric", "").rpartition("/")[2] or None
         )
     return job
-
-
-def is_worked_on(path: Path) -> bool:
-    """Whether a process holds the lock of a job's directory. A run that has no lock is taken to be running."""
-    try:
-        with (path / ".lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (FileNotFoundError, BlockingIOError):
-        return True
-    return False
 
 
 def first_line(text: str) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from innerloop.search import NAME
+
 FEWEST_TRIALS = 5  # of which the better half are three: importances of fewer are noise
 
 
@@ -29,13 +31,13 @@ def read_study(path: Path) -> Study | None:
     try:
         import optuna
     except ImportError:
-        raise SweepError(f"{path} is read with Optuna, which is not installed: pip install optuna") from None
+        raise SweepError(f'{path} is read with Optuna, which is not installed: pip install -e ".[sweep]"') from None
     if not has_study(path):
         return None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
     try:
-        study = optuna.load_study(study_name="study", storage=storage)
+        study = optuna.load_study(study_name=NAME, storage=storage)
         return Study(study.trials, *importances(study))
     finally:
         storage.remove_session()

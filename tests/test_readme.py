@@ -28,13 +28,16 @@ def test_there_are_two_set_up_commands() -> None:
 
 def commands() -> list[str]:
     texts = (page.read_text() for page in PAGES)
-    return sorted({command for text in texts for command in re.findall(r"python train\.py ([^\n`|#)]*)", text)})
+    return sorted(
+        {command for text in texts for command in re.findall(r"python train\.py ((?:'[^'\n]*'|[^\n`|#)'])*)", text)}
+    )
 
 
 @pytest.mark.parametrize("command", commands())
 def test_every_training_command_composes(command: str) -> None:
     overrides = [a for a in shlex.split(command) if "=" in a and not a.startswith(("resume=", "hydra."))]
-    first = [o.partition(",")[0] if not o.startswith("logger=[") else o for o in overrides]  # of a sweep, the first job
+    # Of a sweep, the first job.
+    first = [o.partition(",")[0] if not o.startswith("logger=[") else o for o in overrides if "(" not in o]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         assert compose("train", first).algo.name
 

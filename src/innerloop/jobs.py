@@ -31,12 +31,12 @@ def locked(path: Path, refusal: str | None = None) -> Iterator[None]:
 
 
 def holder(path: Path) -> int | None:
-    """The id of the process that holds a lock."""
+    """The id of the process that holds a lock. It only looks: nobody is refused meanwhile who looks as well."""
     if not path.exists():
         return None
-    with path.open("r+") as file:
+    with path.open() as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return int(file.read() or 0)
     return None

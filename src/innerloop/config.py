@@ -23,7 +23,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from innerloop.errors import DivergedError, InputError, Stopped
+from innerloop.errors import DivergedError, InputError, RankError, Stopped
 
 CONFIG = "config.yaml"
 
@@ -135,6 +135,8 @@ def register_run(run_dir: str | None) -> None:
     store.store(group="data", name="of_run", node=cfg.data)
     store.store(group="net", name="of_run", node=cfg.net)
     kept = {name: cfg[name] for name in ("algo", "trainer", "test", "seed") if name in cfg}
+    if "trainer" in kept:
+        kept["trainer"] = {**kept["trainer"], "devices": 1, "strategy": "auto"}  # however many devices trained it
     store.store(name="recorded", node=OmegaConf.create(kept))
 
 
@@ -231,7 +233,7 @@ def command(task: Callable[[], Any]) -> None:
     try:
         task()
         return
-    except (InputError, HydraException, OmegaConfBaseException, DivergedError, Stopped) as error:
+    except (InputError, HydraException, OmegaConfBaseException, DivergedError, RankError, Stopped) as error:
         if "debug=true" in [a.lower() for a in sys.argv]:
             raise
         print(f"\n{Path(sys.argv[0]).name}: {explain(error)}", file=sys.stderr)

@@ -9,5 +9,9 @@ class DivergedError(RuntimeError):
     """The loss or the meta-gradient is no longer a finite number."""
 
 
+class RankError(RuntimeError):
+    """One of the processes that share a run is gone."""
+
+
 class Stopped(Exception):
     """The user pressed Ctrl-C, or the machine asked the process to end; the state was saved."""

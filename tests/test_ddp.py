@@ -42,6 +42,7 @@ def learners() -> dict[str, MetaLearner]:
         "hybrid joint": made(Hybrid, width=8, **inner),
         "hybrid alternating": made(Hybrid, width=8, update="alternating", generator_lr=0.5, **inner),
         "ragged": made(MAML, **inner),
+        "unequal": made(MAML, learn_lr="tensor", **inner),
         "head alone": made(HyperNet, width=8, update="alternating"),
     }
 
@@ -75,7 +76,7 @@ def results(**options: Any) -> Result:
     try:
         for name, learner in learners().items():
             tasks = RaggedSinusoid(5, 4) if name == "ragged" else DoubleSinusoid(5, 4)
-            data = EpisodeDataModule(tasks, meta_batch_size=6, test_episodes=TEST_EPISODES)
+            data = EpisodeDataModule(tasks, meta_batch_size=7 if name == "unequal" else 6, test_episodes=TEST_EPISODES)
             t = trainer(max_steps=2, limit_val_batches=0, **options)
             t.fit(learner, data)
             parameters = [p.detach().clone() for p in learner.parameters()]

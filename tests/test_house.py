@@ -10,12 +10,12 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "innerloop"
 
 # From the ground up. A room imports from itself and from floors below its own; so rooms side by side are strangers.
 FLOORS = [
-    {"errors", "memory"},
+    {"errors", "memory", "precision"},
     {"episodes"},
     {"nets", "datasets"},
     {"adaptation", "tasks", "metrics", "plots"},
     {"learners", "datamodule", "callbacks", "tracking"},
-    {"reporting", "record"},
+    {"reporting", "record", "ranks"},
     {"config"},
     {"run"},
     {"evaluation", "practice"},

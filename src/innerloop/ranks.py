@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
+from innerloop import precision
 from innerloop.errors import DivergedError, InputError, RankError, Stopped
 
 STRATEGIES = ("auto", "ddp")
-PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 GRACE = 60.0
 """Seconds in which a run ends on its own once one of its ranks is gone."""
 
@@ -85,12 +85,11 @@ def check_trainer(trainer: TrainerSettings, shared: Mapping[str, int | None]) ->
     """InputError for a strategy, precision or devices that cannot be, or more ranks than one of `shared` has tasks."""
     if trainer.strategy not in STRATEGIES:
         raise InputError(f"trainer.strategy={trainer.strategy}: choose one of {', '.join(STRATEGIES)}")
-    if trainer.precision not in PRECISIONS:
-        why = " (float16 and weights in bfloat16 lose the inner steps)" if "16" in trainer.precision else ""
-        raise InputError(f"trainer.precision={trainer.precision}: choose one of {', '.join(PRECISIONS)}{why}")
+    if trainer.precision not in precision.CHOICES:
+        raise InputError(f"trainer.precision={trainer.precision}: choose one of {', '.join(precision.CHOICES)}")
     total = ranks(trainer).total
     for name, tasks in shared.items():
-        if tasks is not None and tasks < total:
+        if tasks is not None and 0 < tasks < total:
             raise InputError(f"{name}={tasks} cannot be shared by {total} ranks")
 
 

@@ -53,7 +53,7 @@ def grid(cwd: Path, *arguments: str) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return grid(tmp_path_factory.mktemp("alone"), "trainer=cpu")
+    return grid(tmp_path_factory.mktemp("alone"), "trainer=cpu", "logger=csv")
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +84,9 @@ def episodes(run_dir: Path) -> list[list[str]]:
 def test_two_ranks_have_the_results_of_one(algo: str, alone: dict[str, Path], shared: dict[str, Path]) -> None:
     one, two = results(alone[algo]), results(shared[algo])
     assert (one["ranks"], two["ranks"], one["steps"], two["steps"]) == (1, 2, 12, 12)
+    assert len({results(run_dir)["test"]["mse"]["mean"] for run_dir in shared.values()}) == len(ALGORITHMS)
     measured = {"ranks", "train_seconds", "train_cpu_seconds", "steps_per_second", "peak_memory_mb"}
     same({k: v for k, v in two.items() if k not in measured}, {k: v for k, v in one.items() if k not in measured})
-    assert two["test"]["by_step"][0]["mse"]["mean"] != results(shared["hybrid" if algo != "hybrid" else "maml"])["test"]
     expected = episodes(alone[algo])
     assert len(expected) == 1 + 31 * (1 + len(one["test"]["by_step"]))
     for row, other in zip(episodes(shared[algo]), expected, strict=True):
@@ -100,7 +100,7 @@ def test_the_first_rank_alone_writes(alone: dict[str, Path], shared: dict[str, P
     def written(run_dir: Path) -> set[str]:
         return {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if "wandb" not in path.parts}
 
-    assert written(shared["maml"]) == written(alone["maml"])
+    assert written(shared["maml"]) == written(alone["maml"]) | {"wandb.json"}
     assert len([*shared["maml"].glob("wandb/offline-run-*")]) == 1
     assert len([*shared["maml"].parent.iterdir()]) == len([*alone["maml"].parent.iterdir()])
     lines = [(path["maml"] / "train.log").read_text().splitlines() for path in (alone, shared)]
@@ -163,7 +163,7 @@ def test_ctrl_c_stops_all_ranks_after_one_step_and_a_resumed_run_is_the_uninterr
 ) -> None:
     process, other = endless()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert gone(other)
@@ -184,7 +184,7 @@ def test_a_rank_that_dies_ends_the_run_in_one_line(
 ) -> None:
     process, other = endless()
     os.kill(other, signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "rank 1 was killed by signal 9" in err.splitlines()[-1]
     assert "Traceback" not in err
@@ -195,7 +195,7 @@ def test_a_rank_that_dies_ends_the_run_in_one_line(
 def test_no_rank_outlives_the_first(endless: Callable[[], tuple[subprocess.Popen[str], int]]) -> None:
     process, other = endless()
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert gone(other)
 
 
@@ -206,6 +206,7 @@ def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_ranks_of_the_same_run(alone: dict[str, Path], tmp_path: Path) -> None:
     done = torchrun("trainer=ddp_cpu", "logger=csv", *SHORT, "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

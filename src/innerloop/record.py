@@ -58,6 +58,7 @@ def recorded(run_dir: Path, first: bool = True) -> Iterator[None]:
     """
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # each rank would say that it joined the others
     if not first:
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 CHOICES = ("32-true", "bf16-mixed", "64-true")
-"""Half precision without autocast is none: in bfloat16 inner steps are lost in the weights' last digit. Nor is float16:
-its gradients vanish in the inner loop, where no scaler sees them."""
+"""trainer.precision. bf16-true is none of them, since inner steps are lost in the last digit of bfloat16 weights; nor is
+16-mixed, since the gradients of float16 vanish in the inner loop, where no scaler sees them."""
 
 
 AUTOCAST = ("cpu", "cuda")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 CHOICES = ("32-true", "bf16-mixed", "64-true")
-"""What trainer.precision may be. Not bf16-true: inner steps are lost in the last digit of bfloat16 weights. Nor 16-mixed:
-float16's gradients vanish in the inner loop, where no scaler sees them."""
+"""What trainer.precision may be. Not bf16-true: inner steps are lost in the last digit of bfloat16 weights. Nor
+16-mixed: float16's gradients vanish in the inner loop, where no scaler sees them."""
 AUTOCAST = ("cpu", "cuda")
 """The devices on which autocast may be at work."""
 

@@ -285,3 +285,20 @@ def test_a_batch_script_of_many_tasks_is_one_process(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("SLURM_NTASKS", "4")
     assert ranks.launched() is None
     assert ranks.is_first()
+
+
+def interrupted_in_lightning() -> None:
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+@pytest.mark.parametrize(("task", "status"), [(interrupted_in_lightning, 130), (lambda: sys.exit(2), 2)])
+def test_ctrl_c_ends_with_130_though_lightning_says_1(
+    task: Callable[[], None], status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        config.command(task)
+    assert end.value.code == status

@@ -238,7 +238,10 @@ def command(task: Callable[[], Any]) -> None:
             raise
         print(f"\n{Path(sys.argv[0]).name}: {explain(error)}", file=sys.stderr)
         status = 130 if isinstance(error, Stopped) else 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Lightning makes an exit with status 1 of a Ctrl-C that comes before or after the steps of training.
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
+            raise
         print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         status = 130
     finally:

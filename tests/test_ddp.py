@@ -16,8 +16,10 @@ from conftest import squared, trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor
 
+from innerloop.callbacks.session import Session
 from innerloop.datamodule import EpisodeDataModule
 from innerloop.episodes import Episode, MetaBatch, Samples, Split, tasks_of
+from innerloop.errors import DivergedError
 from innerloop.learners import MAML, Hybrid, HyperNet, MetaLearner
 from innerloop.nets import MLP
 from innerloop.tasks.sinusoid import Sinusoid
@@ -42,6 +44,7 @@ def learners() -> dict[str, MetaLearner]:
         "hybrid joint": made(Hybrid, width=8, **inner),
         "hybrid alternating": made(Hybrid, width=8, update="alternating", generator_lr=0.5, **inner),
         "ragged": made(MAML, **inner),
+        "unequal": made(MAML, learn_lr="tensor", **inner),
         "head alone": made(HyperNet, width=8, update="alternating"),
     }
 
@@ -64,6 +67,14 @@ class RaggedSinusoid(DoubleSinusoid):
         return [Episode(Samples(s.x[:n], s.y[:n]), query) for (s, query), n in zip(episodes, kept, strict=True)]
 
 
+class Broken(Sinusoid):
+    """Targets that are no numbers."""
+
+    def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> Episode:
+        support, query = super().draw(split, rngs)
+        return Episode(support, Samples(query.x, query.y * torch.nan))
+
+
 Result = dict[str, tuple[list[Tensor], int, Tensor, dict[str, float]]]
 
 
@@ -75,7 +86,7 @@ def results(**options: Any) -> Result:
     try:
         for name, learner in learners().items():
             tasks = RaggedSinusoid(5, 4) if name == "ragged" else DoubleSinusoid(5, 4)
-            data = EpisodeDataModule(tasks, meta_batch_size=6, test_episodes=TEST_EPISODES)
+            data = EpisodeDataModule(tasks, meta_batch_size=7 if name == "unequal" else 6, test_episodes=TEST_EPISODES)
             t = trainer(max_steps=2, limit_val_batches=0, **options)
             t.fit(learner, data)
             parameters = [p.detach().clone() for p in learner.parameters()]
@@ -98,15 +109,23 @@ def one_of_two(rank: int, port: int, folder: str) -> None:
         "MASTER_PORT": str(port),
     }
     # Lightning takes gloo on the CPU; the environment says that both processes are running already.
-    found = results(devices=2, strategy="ddp", plugins=[LightningEnvironment()])
+    options = {"devices": 2, "strategy": "ddp", "plugins": [LightningEnvironment()]}
+    found = results(**options)
     assert torch.distributed.get_backend() == "gloo"
     torch.save(found, Path(folder) / f"{rank}.pt")
+    checkpoint = Path(folder) / "last.ckpt"
+    data = EpisodeDataModule(Broken(5, 4) if rank == 0 else Sinusoid(5, 4), meta_batch_size=6)
+    learner = MAML(MLP(1, [6], 1), squared, accumulate=2)
+    with pytest.raises(DivergedError) as error:
+        trainer(max_steps=2, limit_val_batches=0, callbacks=[Session(checkpoint, 2)], **options).fit(learner, data)
+    torch.distributed.barrier()  # neither waits for the other, nor has gone
+    (Path(folder) / f"{rank}.txt").write_text(f"{error.value}\n{checkpoint.exists()}")
     torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result, Result]:
-    """One process, and the two ranks of two: all learners in one start of the processes."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the two ranks of two leave: all learners in one start of the processes."""
     folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -118,6 +137,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result, Resu
             for process in context.processes:
                 process.kill()
             pytest.fail("the two processes wait for each other")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> tuple[Result, Result, Result]:
+    """One process, and the two ranks of two."""
     return results(), *(torch.load(folder / f"{rank}.pt") for rank in range(2))  # type: ignore[return-value]
 
 
@@ -149,3 +174,10 @@ def test_two_processes_report_the_test_of_one(name: str, runs: tuple[Result, Res
     for rank in (first, second):
         torch.testing.assert_close(rank[2], values, rtol=1e-8, atol=1e-10)
         assert rank[3] == pytest.approx(logged, rel=1e-8)
+
+
+def test_what_diverges_on_one_rank_ends_training_on_both(folder: Path) -> None:
+    first, second = ((folder / f"{rank}.txt").read_text().splitlines() for rank in range(2))
+    assert first[0].startswith("the loss is nan at step 0")
+    assert second[0].startswith("the meta-gradient is nan at step 0")
+    assert first[1] == second[1] == "True"  # the state before it is saved

@@ -130,7 +130,7 @@ def test_ranks_together_draw_what_one_rank_draws(tasks: Any) -> None:
         return made
 
     alone = module(0, 1)
-    for world in (2, 3, 6):
+    for world in (2, 3, 4, 6):
         ranks = [module(rank, world) for rank in range(world)]
         for parts, whole in zip(
             zip(*(islice(r.train_dataloader(), 3) for r in ranks), strict=True), alone.train_dataloader(), strict=False
@@ -148,8 +148,8 @@ def test_blocks_and_shares_partition(total: int, world: int) -> None:
     shares = [[list(Share(total, 3, rank, world)(t)) for t in range(total + 1)] for rank in range(world)]
     assert [i for share in shares for part in share for i in part] == list(range(total))
     assert all(not share[-1] for share in shares)
-    blocks = [Blocks(30, rank, world) for rank in range(world)]
-    assert [i for t in range(3) for block in blocks for i in block(t)] == list(range(90))
+    blocks = [Blocks(31, rank, world) for rank in range(world)]
+    assert [i for t in range(3) for block in blocks for i in block(t)] == list(range(93))
 
 
 def test_streams_differ_by_split_seed_and_index() -> None:
@@ -247,9 +247,9 @@ def test_a_resumed_run_is_the_uninterrupted_run(
 
 
 def test_a_meta_batch_that_ranks_cannot_share_is_refused() -> None:
-    module = EpisodeDataModule(Noise(), meta_batch_size=5)
-    module.trainer = SimpleNamespace(global_rank=0, world_size=2)  # type: ignore[assignment]
-    with pytest.raises(InputError, match=r"meta_batch_size=5 .* 2 ranks"):
+    module = EpisodeDataModule(Noise(), meta_batch_size=2)
+    module.trainer = SimpleNamespace(global_rank=0, world_size=3)  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"meta_batch_size=2 .* 3 ranks"):
         module.train_dataloader()
 
 

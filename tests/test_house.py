@@ -10,8 +10,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "innerloop"
 
 # From the ground up. A room imports from itself and from floors below its own; so rooms side by side are strangers.
 FLOORS = [
-    {"errors", "memory", "drawing"},
-    {"episodes"},
+    {"errors", "memory", "precision", "drawing"},
+    {"episodes", "ranks"},
     {"nets", "datasets"},
     {"adaptation", "tasks", "metrics", "plots"},
     {"learners", "datamodule", "callbacks", "tracking"},

@@ -27,10 +27,8 @@ def test_there_are_two_set_up_commands() -> None:
 
 
 def commands() -> list[str]:
-    texts = (page.read_text() for page in PAGES)
-    return sorted(
-        {command for text in texts for command in re.findall(r"python train\.py ((?:'[^'\n]*'|[^\n`|#)'])*)", text)}
-    )
+    pattern = re.compile(r"python train\.py ((?:'[^'\n]*'|[^\n`|#)'])*)")
+    return sorted({command for page in PAGES for command in pattern.findall(page.read_text())})
 
 
 @pytest.mark.parametrize("command", commands())

@@ -23,7 +23,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from innerloop.errors import DivergedError, FailedRuns, InputError, Stopped
+from innerloop.errors import DivergedError, FailedRuns, InputError, RankError, Stopped
 
 CONFIG = "config.yaml"
 
@@ -159,6 +159,8 @@ def register_run(run_dir: str | None) -> None:
     store.store(group="data", name="of_run", node=cfg.data)
     store.store(group="net", name="of_run", node=cfg.net)
     kept = {name: cfg[name] for name in ("algo", "trainer", "test", "seed") if name in cfg}
+    if "trainer" in kept:
+        kept["trainer"] = {**kept["trainer"], "devices": 1, "strategy": "auto"}  # however many devices trained it
     store.store(name="recorded", node=OmegaConf.create(kept))
 
 
@@ -259,12 +261,15 @@ def command(task: Callable[[], Any]) -> None:
     try:
         task()
         return
-    except (InputError, HydraException, OmegaConfBaseException, DivergedError, FailedRuns, Stopped) as error:
+    except (InputError, HydraException, OmegaConfBaseException, DivergedError, FailedRuns, RankError, Stopped) as error:
         if "debug=true" in [a.lower() for a in sys.argv]:
             raise
         print(f"\n{Path(sys.argv[0]).name}: {explain(error)}", file=sys.stderr)
         status = 130 if isinstance(error, Stopped) else 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Lightning makes an exit with status 1 of a Ctrl-C that comes before or after the steps of training.
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
+            raise
         print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         status = 130
     sys.exit(status)

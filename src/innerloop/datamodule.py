@@ -56,14 +56,13 @@ class EpisodeLoader(DataLoader):
 
 
 class Blocks:
-    """Meta-batch t: episodes t * size to (t + 1) * size - 1, of which each rank draws an equal, consecutive part."""
+    """Meta-batch t: episodes t * size to (t + 1) * size - 1, of which each rank draws a consecutive part."""
 
     def __init__(self, size: int, rank: int, world: int) -> None:
-        self.size, self.part, self.offset = size, size // world, rank * (size // world)
+        self.size, self.first, self.end = size, size * rank // world, size * (rank + 1) // world
 
     def __call__(self, t: int) -> range:
-        first = t * self.size + self.offset
-        return range(first, first + self.part)
+        return range(t * self.size + self.first, t * self.size + self.end)
 
 
 class Share:
@@ -108,8 +107,8 @@ class EpisodeDataModule(LightningDataModule):
 
     def train_dataloader(self) -> EpisodeLoader:
         rank, world = self._place()
-        if self.meta_batch_size % world:
-            raise InputError(f"data.meta_batch_size={self.meta_batch_size} cannot be shared equally by {world} ranks")
+        if self.meta_batch_size < world:
+            raise InputError(f"data.meta_batch_size={self.meta_batch_size} cannot be shared by {world} ranks")
         return self._loader("train", self.seed, Blocks(self.meta_batch_size, rank, world), self._position)
 
     def val_dataloader(self) -> EpisodeLoader:

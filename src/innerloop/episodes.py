@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from innerloop.errors import InputError as InputError
+from innerloop.precision import full
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -45,8 +46,11 @@ Metrics = Callable[[nn.Module, Weights, Samples], dict[str, Tensor]]
 
 
 def apply(net: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """The net's output on x under the given weights; differentiable in them, and the net itself is left alone."""
-    return with_weights(net, weights)(x)
+    """The net's output on x under the given weights; differentiable in them, and the net itself is left alone.
+
+    In full precision, under autocast too: so are the losses, metrics and heads that are made of it.
+    """
+    return full(with_weights(net, weights)(x))
 
 
 def with_weights(net: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:

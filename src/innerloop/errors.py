@@ -21,5 +21,9 @@ class Pruned(Exception):
         self.step, self.value, self.metric = step, value, metric
 
 
+class RankError(RuntimeError):
+    """One of the processes that share a run is gone."""
+
+
 class Stopped(Exception):
     """The user pressed Ctrl-C, or the machine asked the process to end; the state was saved."""

@@ -8,6 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from innerloop.callbacks.progress import Progress
 from innerloop.config import CONFIG, load_config, remove_empty
+from innerloop.errors import InputError
+from innerloop.ranks import ranks
 from innerloop.record import recorded, write_json
 from innerloop.reporting import closing_table, draw_plots, write_episodes
 from innerloop.run import RESULTS, build, check, evaluate, load_weights, make_trainer, test_conditions
@@ -20,6 +22,8 @@ def evaluate_run(cfg: DictConfig) -> None:
     try:
         cfg.net = load_config(run).net  # data choose a net for training; this one is trained
         check(cfg)
+        if ranks(cfg.trainer).total > 1:
+            raise InputError(f"trainer.devices={cfg.trainer.devices}: an evaluation runs on one device")
         parts = build(cfg)
         load_weights(parts.learner, run / "checkpoints" / f"{cfg.checkpoint}.ckpt")
     except BaseException:

@@ -7,6 +7,7 @@ import pickle
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import distributions
@@ -52,8 +53,18 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def recorded(run_dir: Path) -> Iterator[None]:
-    """Sends innerloop's messages, and Lightning's warnings, to the terminal and to train.log."""
+def recorded(run_dir: Path, first: bool = True) -> Iterator[None]:
+    """Sends innerloop's messages, and Lightning's warnings, to the terminal and to train.log.
+
+    first: whether this is the first of the processes that share the run; the others say nothing.
+    """
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # each rank would say that it joined the others
+    if not first:
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+        return
     run_dir.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(run_dir / "train.log")]
     loggers = [logging.getLogger(name) for name in ("innerloop", "lightning.pytorch", "py.warnings")]

@@ -12,9 +12,9 @@ from typing import Any
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -40,6 +40,7 @@ from innerloop.jobs import as_job
 from innerloop.learners import MetaLearner
 from innerloop.memory import keep_freed
 from innerloop.naming import label
+from innerloop.ranks import check_launch, check_trainer, is_first, join, placement, share_of_cores, together
 from innerloop.record import RESULTS, environment, read_checkpoint, recorded, write_json
 from innerloop.reporting import closing_table, draw_plots, episode_rows, flatten, test_results, write_episodes
 from innerloop.search import reporter
@@ -127,8 +128,7 @@ def train(cfg: DictConfig) -> float | None:
     A sweep's job goes on where it stopped, and records how it failed or that it was pruned: then None is returned.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    # What Lightning starts for other ranks waits for nobody: the first rank holds the directory.
-    if cfg.sweep is None or getattr(rank_zero_only, "rank", 0) != 0:
+    if cfg.sweep is None:
         return _train(cfg, run_dir)
     return as_job(run_dir, lambda: _train(cfg, run_dir))
 
@@ -140,21 +140,36 @@ def _train(cfg: DictConfig, run_dir: Path) -> float:
         if resuming:
             # What a sweep's job overrides is in its record already.
             cfg = resumed_config(run_dir, [] if going_on else HydraConfig.get().overrides.task)
-        elif (run_dir / CONFIG).exists():
+        elif is_first() and (run_dir / CONFIG).exists():
             raise InputError(f"{run_dir} holds a run already: go on with resume={run_dir}, or choose another directory")
         check(cfg)
         check_loggers(logger_settings(cfg))
+        check_launch(HydraConfig.get().mode == RunMode.MULTIRUN, HydraConfig.get().overrides.hydra, resuming)
         parts = build(cfg)
     except BaseException:
         remove_empty(run_dir)
         raise
-    with recorded(run_dir):
-        if not resuming:
+    with recorded(run_dir, is_first()):
+        if is_first() and not resuming:
             write_record(cfg, run_dir)
-        return _fit_and_test(cfg, run_dir, parts)
+        name = Label(*label(cfg))
+        task = {"config": to_plain(cfg), "run_dir": str(run_dir), "label": name}
+        with together(cfg.trainer, task, "innerloop.run:other_rank"):
+            return _fit_and_test(cfg, run_dir, parts, name)
 
 
-def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
+def other_rank() -> None:
+    """Runs in the processes that `together` starts: the same training, of which the first rank keeps the record."""
+
+    def run(task: dict[str, Any]) -> None:
+        cfg, run_dir = OmegaConf.create(task["config"]), Path(task["run_dir"])
+        with recorded(run_dir, first=False):
+            _fit_and_test(cfg, run_dir, build(cfg), Label(*task["label"]))
+
+    join(run)
+
+
+def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts, name: Label) -> float:
     learner, data, tasks = parts.learner, parts.data, parts.tasks
     checkpoints = run_dir / "checkpoints"
     last = checkpoints / "last.ckpt"
@@ -171,7 +186,7 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
     )
     # Not save_last=True of the other one: Lightning (2.6) then writes last.ckpt only where the best has improved.
     latest = ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False)
-    info = RunInfo(run_dir, to_plain(cfg), Label(*label(cfg)), resumed_at)
+    info = RunInfo(run_dir, to_plain(cfg), name, resumed_at)
     loggers = make_loggers(info, logger_settings(cfg))
     ended: BaseException | None = None
     try:
@@ -193,9 +208,10 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
             "seed": cfg.seed,
             "metric": tasks.metric,
             "steps": trainer.global_step,
+            "ranks": trainer.world_size,
             "parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
             "train_seconds": session.wall_seconds,
-            "train_cpu_seconds": session.cpu_seconds,
+            "train_cpu_seconds": sum_over_ranks(trainer, session.cpu_seconds),
             "steps_per_second": trainer.global_step / session.wall_seconds,
             **session.peak_memory,
             **test_conditions(cfg, learner),
@@ -221,6 +237,14 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts) -> float:
     finally:
         end(loggers, ended)
     return validation[tasks.metric]["mean"]
+
+
+def sum_over_ranks(trainer: Trainer, value: float) -> float:
+    """The sum of each rank's value. All ranks must ask."""
+    if trainer.world_size == 1:
+        return value
+    mine = torch.tensor(value, device=trainer.strategy.root_device)
+    return trainer.strategy.reduce(mine, reduce_op="sum").item()
 
 
 def test_conditions(cfg: DictConfig, learner: MetaLearner) -> dict[str, Any]:
@@ -261,9 +285,10 @@ def best_step(means: Sequence[float], higher_is_better: bool) -> int:
 def make_trainer(cfg: DictConfig, learner: MetaLearner, **extra: Any) -> Trainer:
     """Lightning's trainer; an epoch is the stretch between two validations."""
     t = cfg.trainer
+    place = placement(t)
     keep_freed()
     # The tensors of dense nets are too small to share: threads only wait for each other, on a busy machine for ages.
-    threads = t.threads or (1 if learner.engine.resolve(torch.device("cpu")) == "vmap" else None)
+    threads = t.threads or (1 if learner.engine.resolve(torch.device("cpu")) == "vmap" else share_of_cores(t))
     if threads is not None:
         torch.set_num_threads(threads)
     _quiet()
@@ -274,13 +299,12 @@ def make_trainer(cfg: DictConfig, learner: MetaLearner, **extra: Any) -> Trainer
             limit_train_batches=min(t.val_every, t.max_steps) * learner.accumulate,
             log_every_n_steps=min(t.log_every, t.max_steps),
             accelerator=t.accelerator,
-            devices=t.devices,
-            strategy=t.strategy,
             precision=t.precision,
             deterministic=t.deterministic,
             num_sanity_val_steps=0,
             inference_mode=False,
             enable_model_summary=False,
+            **place,
             **extra,
         )
     except (ValueError, lightning.fabric.utilities.exceptions.MisconfigurationException) as error:
@@ -326,6 +350,8 @@ def check(cfg: DictConfig) -> None:
         raise InputError(f"test.steps={cfg.test.steps}: choose one of last, validation")
     if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise InputError(f"trainer.accelerator={cfg.trainer.accelerator}: no GPU is visible; use trainer=cpu or auto")
+    shared = {"trainer.val_episodes": cfg.trainer.val_episodes, "test.episodes": cfg.test.episodes}
+    check_trainer(cfg.trainer, shared | {"data.meta_batch_size": cfg.data.get("meta_batch_size")})
 
 
 def write_record(cfg: DictConfig, run_dir: Path) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from innerloop.adaptation.adaptation import Adaptation
 from innerloop.episodes import InputError, Samples, Weights, features
 from innerloop.nets.set_encoder import encode_labels
+from innerloop.precision import exact
 
 
 def classes_present(y: Tensor, outputs: int) -> Tensor:
@@ -51,7 +52,8 @@ class PrototypeHead(Adaptation):
         f = features(net, weights, support.x)
         outputs = weights["head.bias"].shape[0]
         labels = F.one_hot(support.y, max(outputs, 2)).to(f.dtype)
-        prototypes = (labels.T @ f) / labels.sum(0).clamp_min(1).unsqueeze(-1)
+        sums = (exact(labels).T @ exact(f)).to(f.dtype)
+        prototypes = sums / labels.sum(0).clamp_min(1).unsqueeze(-1)
         weight, bias = 2 * prototypes, -prototypes.square().sum(-1)
         if outputs == 1:
             weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
@@ -81,7 +83,7 @@ class RidgeHead(Adaptation):
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
         f = F.pad(features(net, weights, support.x), (0, 1), value=1.0)
         y = encode_labels(support.y, weights["head.bias"].shape[0]).to(f.dtype)
-        solution = self.solve(f, y)
+        solution = self.solve(exact(f), exact(y)).to(f.dtype)
         if not support.y.is_floating_point():
             solution = self.log_scale.exp() * solution
         return without_absent(weights | {"head.weight": solution[:-1].T, "head.bias": solution[-1]}, support)

@@ -26,13 +26,14 @@ def autocast() -> Callable[[], AbstractContextManager[None]]:
     modes = [
         (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)) for device in ("cpu", "cuda")
     ]
+    cached = torch.is_autocast_cache_enabled()
 
     @contextmanager
     def same() -> Iterator[None]:
         with ExitStack() as stack:
             for device, dtype, enabled in modes:
                 if enabled or torch.is_autocast_enabled(device):
-                    stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
+                    stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cached))
             yield
 
     return same

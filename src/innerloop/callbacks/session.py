@@ -18,7 +18,8 @@ class Session(Callback):
     """Keeps clock and peak memory across resumed runs, ends runs cleanly on Ctrl-C, validates after the last step.
 
     checkpoint: where the state is saved when the process is asked to end (SIGINT, SIGTERM), between two meta-batches,
-    so that a resumed run equals an uninterrupted one. A second Ctrl-C ends at once, without saving.
+    so that a resumed run equals an uninterrupted one. A second Ctrl-C ends at once, without saving. One rank that is
+    asked is enough: all stop after the same step.
     accumulate: meta-batches an outer update is averaged over.
     wall_seconds, cpu_seconds: of training, validation included.
     peak_memory: results.json's peak_memory_mb and, where a GPU trains, peak_gpu_memory_mb, in 10^6 bytes, until
@@ -86,7 +87,7 @@ class Session(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.asked and (batch_idx + 1) % self.accumulate == 0:
+        if (batch_idx + 1) % self.accumulate == 0 and self._agree(trainer, self.asked):
             # Between two outer updates, since gradients that wait for one are in no checkpoint. Ends with the next
             # batch's start, when this one's numbers have been logged.
             trainer.save_checkpoint(self.checkpoint)
@@ -97,14 +98,19 @@ class Session(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
-        if self.asked:
+        if self._agree(trainer, self.asked):
             raise Stopped(f"stopped after step {trainer.global_step}, before the test")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # The update that found the divergence was not made: the weights are still finite.
-        if isinstance(exception, DivergedError) and not self.checkpoint.exists():
+        if isinstance(exception, DivergedError) and not self._agree(trainer, self.checkpoint.exists()):
             trainer.save_checkpoint(self.checkpoint)
         self._stop()
+
+    @staticmethod
+    def _agree(trainer: Trainer, one: bool) -> bool:
+        """Whether it is so on one rank at least. All ranks must ask."""
+        return one if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(one, all=False)
 
     def _stop(self) -> None:
         self._peak_before = self.peak_memory

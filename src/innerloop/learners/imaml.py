@@ -8,8 +8,9 @@ from torch.func import grad, grad_and_value
 
 from innerloop.adaptation import GradientSteps
 from innerloop.adaptation.engine import Outputs
-from innerloop.episodes import Episode, InputError, Loss, Metrics, Samples, Weights, weights_of
+from innerloop.episodes import Episode, InputError, Loss, MetaBatch, Metrics, Samples, Weights, weights_of
 from innerloop.learners.learner import MetaLearner, with_gradient
+from innerloop.precision import full_precision
 
 
 class ProximalSteps(GradientSteps):
@@ -28,6 +29,7 @@ class IMAML(MetaLearner):
     The inner loop descends L^S(w) + proximal / 2 |w - theta|^2 from theta to w*, no graph kept; at the optimum
     dw*/dtheta = (I + H / proximal)^-1 with H the Hessian of L^S at w*, so the meta-gradient is the v that solves
     (I + H / proximal) v = grad L^Q(w*), found by conjugate gradient. Memory does not grow with the inner steps.
+    Trained in full precision even under autocast, in which the Hessian would be no symmetric matrix.
 
     proximal: the paper's lambda. cg_steps: iterations of conjugate gradient, each one Hessian-vector product.
     inner_lr, inner_steps, eval_inner_steps, inner_clip: see `GradientSteps`. The rest: see `MetaLearner`.
@@ -55,6 +57,10 @@ class IMAML(MetaLearner):
         steps.proximal = proximal
         super().__init__(net, loss, steps, metrics, **outer)
         self.proximal, self.cg_steps = proximal, cg_steps
+
+    def training_step(self, batch: MetaBatch, batch_idx: int) -> Tensor:
+        with full_precision():
+            return super().training_step(batch, batch_idx)
 
     def query_objective(self, episode: Episode) -> tuple[Tensor, Outputs]:
         theta = weights_of(self.net)

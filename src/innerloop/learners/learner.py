@@ -14,7 +14,17 @@ from torch.utils._pytree import tree_map
 
 from innerloop.adaptation import Adaptation, Engine
 from innerloop.adaptation.engine import Outputs
-from innerloop.episodes import Episode, InputError, Loss, MetaBatch, Metrics, Weights, apply, weights_of
+from innerloop.episodes import (
+    Episode,
+    InputError,
+    Loss,
+    MetaBatch,
+    Metrics,
+    Weights,
+    apply,
+    number_of_tasks,
+    weights_of,
+)
 from innerloop.errors import DivergedError
 from innerloop.metrics import AdaptationCurve, summarize
 from innerloop.nets.norm import BatchNorm, with_statistics_of
@@ -168,7 +178,7 @@ class MetaLearner(LightningModule):
                     each.zero_grad()
             value = self._backward(phase, batch, step)
             if last:
-                self._update(optimizer, step, counts=number == len(optimizers) - 1)
+                self._update(optimizer, step, value, counts=number == len(optimizers) - 1)
         if last:
             schedulers = self.lr_schedulers()
             for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
@@ -184,21 +194,31 @@ class MetaLearner(LightningModule):
         found = dict(zip(map(id, wanted), gradient, strict=True))
         # DDP waits for every parameter, so those that this phase leaves alone are handed zeros.
         given = [found[id(p)] if id(p) in found else torch.zeros_like(p) for p in parameters]
-        self.manual_backward(GivenGradient.apply(value, given, *parameters) / self.accumulate)
-        # After the backward, in which the other ranks take part and through which they learn of it too.
-        if not torch.isfinite(value):
-            raise DivergedError(self._diverged("loss", value.item(), step))
+        if not torch.isfinite(value):  # in the mean of all ranks' gradients, which stop training together
+            given = [torch.full_like(g, math.nan) for g in given]
+        share = self.share_of(batch)
+        self.manual_backward(GivenGradient.apply(value, given, *parameters) * share / self.accumulate)
         if self._reporting:
             name = "train/loss" if phase.objective == self.query_objective else "train/support_loss"
             means = {f"train/{k}": v.mean() for k, v in reported.items()}
-            self.log_dict({name: value} | means, batch_size=1, sync_dist=True)
+            self.log_dict({k: v * share for k, v in ({name: value} | means).items()}, batch_size=1, sync_dist=True)
         return value
 
-    def _update(self, optimizer: LightningOptimizer, step: int, counts: bool) -> None:
+    def share_of(self, batch: MetaBatch) -> Tensor | float:
+        """What a mean over this rank's tasks counts for in the mean of the ranks' means: 1 where all have as many."""
+        trainer = self._trainer
+        if trainer is None or trainer.world_size == 1:
+            return 1.0
+        count = torch.tensor(float(number_of_tasks(batch)), dtype=torch.float64, device=self.device)
+        share = count / trainer.strategy.reduce(count.clone(), reduce_op="mean")
+        return share.to(next(self.parameters()).dtype)
+
+    def _update(self, optimizer: LightningOptimizer, step: int, value: Tensor, counts: bool) -> None:
         moved = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm(moved)
         if not torch.isfinite(norm):
-            raise DivergedError(self._diverged("meta-gradient", norm.item(), step))
+            what, number = ("meta-gradient", norm) if torch.isfinite(value) else ("loss", value)
+            raise DivergedError(self._diverged(what, number.item(), step))
         if self._reporting and counts:
             self.log("train/gradient_norm", norm, batch_size=1)
         if self.outer_clip is not None:

@@ -69,8 +69,9 @@ class MAMLPlusPlus(MAML):
         self.adaptation.first_order = self.always_first_order or self.global_step < self.first_order_until
         if self.adaptation.running is not None:
             seen = self.engine.map(self._observe, batch)
-            reduce = self.trainer.strategy.reduce
-            self.adaptation.keep({name: reduce(value.mean(0), reduce_op="mean") for name, value in seen.items()})
+            share, reduce = self.share_of(batch), self.trainer.strategy.reduce
+            means = {name: value.mean(0) * share for name, value in seen.items()}
+            self.adaptation.keep({name: reduce(mean, reduce_op="mean") for name, mean in means.items()})
         return super().training_step(batch, batch_idx)
 
     def query_objective(self, episode: Episode) -> tuple[Tensor, Outputs]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from innerloop.nets import fused
+from innerloop.precision import full
 
 Moments = tuple[Tensor, Tensor]
 Source = Callable[["BatchNorm", Tensor], Moments]
@@ -102,7 +103,7 @@ class BatchNorm(nn.Module):
         """The same in copies of this norm with other weights, see `innerloop.episodes.with_weights`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        source = _source.get()
+        x, source = full(x), _source.get()
         if source is None and _fused.get():
             if fused.worthwhile(x, self.weight):
                 return fused.batch_norm(x, self.weight, self.bias, self.eps)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from innerloop.errors import InputError
+from innerloop.ranks import is_first
 from innerloop.tracking.metrics_file import MetricsFile as MetricsFile
 from innerloop.tracking.tracker import Closing as Closing
 from innerloop.tracking.tracker import Label as Label
@@ -50,7 +50,7 @@ def make_loggers(info: RunInfo, settings: Settings) -> list[Logger]:
     Their packages are imported only where they are asked for.
     """
     loggers: list[Logger] = [MetricsFile(info.directory, info.resumed_at)]
-    wanted = {} if rank_zero_only.rank else settings  # type: ignore[attr-defined]
+    wanted = settings if is_first() else {}
     try:
         for name, (module, tracker) in TRACKERS.items():
             if (of_logger := wanted.get(name)) is not None:

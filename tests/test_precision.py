@@ -1,0 +1,161 @@
+"""Mixed precision: the meta-gradient is float32's but for rounding, and what leans on small differences stays exact."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import class_batch, cross_entropy, loader, randomise, regression_batch, squared, trainer
+from test_commands import results, run
+from torch import Tensor
+
+from innerloop.adaptation import Adaptation, PrototypeHead, RidgeHead
+from innerloop.episodes import Episode, Samples, weights_of
+from innerloop.learners import (
+    CAVIA,
+    IMAML,
+    LEO,
+    MAML,
+    R2D2,
+    CNAPs,
+    FineTune,
+    Hybrid,
+    HyperNet,
+    MAMLPlusPlus,
+    MetaLearner,
+    ProtoMAML,
+    ProtoNet,
+    Reptile,
+)
+from innerloop.nets import MLP, Conv4, Linear
+from innerloop.nets.norm import BatchNorm, fused_norms
+from innerloop.tasks.base import Classification
+
+INNER: dict[str, Any] = {"inner_steps": 2, "inner_lr": 0.1}
+DENSE: dict[str, tuple[type[MetaLearner], dict[str, Any]]] = {
+    "maml": (MAML, INNER),
+    "fomaml": (MAML, {"first_order": True} | INNER),
+    "meta_sgd": (MAML, {"learn_lr": "parameter"} | INNER),
+    "recomputed": (MAML, {"checkpoint_inner_steps": True} | INNER),
+    "reptile": (Reptile, INNER),
+    "imaml": (IMAML, {"inner_steps": 4, "inner_lr": 0.1}),
+    "hypernet": (HyperNet, {"width": 8, "encoder": "attention"}),
+    "hybrid": (Hybrid, {"width": 8} | INNER),
+    "alternating": (Hybrid, {"width": 8, "update": "alternating"} | INNER),
+    "cavia": (CAVIA, INNER),
+    "leo": (LEO, {"width": 8} | INNER),
+    "r2d2": (R2D2, {}),
+}
+CONV: dict[str, tuple[type[MetaLearner], dict[str, Any]]] = {
+    "maml": (MAML, INNER),
+    "anil": (MAML, {"only": "head"} | INNER),
+    "boil": (MAML, {"only": "body"} | INNER),
+    "non-transductive": (MAML, {"transductive": False} | INNER),
+    "maml_pp": (MAMLPlusPlus, {"per_step_norms": True, "running_statistics": True} | INNER),
+    "hybrid": (Hybrid, {"width": 8} | INNER),
+    "cnaps": (CNAPs, {"width": 8}),
+    "protonet": (ProtoNet, {}),
+    "proto_maml": (ProtoMAML, INNER),
+    "r2d2": (R2D2, {}),
+    "finetune": (FineTune, {"training_outputs": 3, "inner_lr": 0.1, "eval_inner_steps": 2}),
+}
+EVERY = [("dense", name) for name in DENSE] + [("conv", name) for name in CONV]
+
+
+def batches(net: str) -> list[Episode]:
+    if net == "dense":
+        return [regression_batch(tasks=8, shots=6, queries=6)]
+    return [class_batch(tasks=4, ways=3, shots=2, queries=4)]
+
+
+def update(net: str, name: str, precision: str, **settings: Any) -> tuple[Tensor, Tensor]:
+    """What one outer step of SGD with rate 1 changes, the meta-gradient; and an evaluation's values before it."""
+    torch.manual_seed(0)
+    kind, own = (DENSE if net == "dense" else CONV)[name]
+    module = MLP(3, [16, 16], 1, "tanh") if net == "dense" else Conv4((1, 17, 17), 3, width=8, activation="tanh")
+    loss = squared if net == "dense" else cross_entropy
+    learner = kind(module, loss, optimizer="sgd", outer_lr=1.0, **own, **settings)  # type: ignore[arg-type]
+    randomise(learner, scale=0.1)
+    before = [p.detach().clone() for p in learner.parameters()]
+    t = trainer(max_steps=1, precision=precision, limit_val_batches=0)
+    t.test(learner, loader(batches(net)), verbose=False)
+    values = learner.curve.compute()
+    t.fit(learner, loader(batches(net)))
+    assert {p.dtype for p in learner.parameters()} == {torch.float32}
+    moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(learner.parameters(), before, strict=True)])
+    return moved, values
+
+
+def engines(net: str) -> Sequence[str]:
+    return ("vmap", "loop") if net == "dense" else ("vmap", "threads")
+
+
+@pytest.mark.parametrize(("net", "name"), EVERY)
+def test_the_meta_gradient_is_that_of_float32_but_for_rounding(net: str, name: str) -> None:
+    for engine in engines(net):
+        expected, values = update(net, name, "32-true", engine=engine)
+        found, rounded = update(net, name, "bf16-mixed", engine=engine)
+        assert expected.norm() > 1e-3
+        assert torch.cosine_similarity(found, expected, 0) > 0.98
+        assert found.norm() / expected.norm() == pytest.approx(1, abs=0.05)
+        torch.testing.assert_close(rounded, values, rtol=0.1, atol=0.05)
+        # There is something rounded, except for implicit gradients: those are float32's.
+        assert torch.equal(found, expected) == (name == "imaml")
+        assert not torch.equal(rounded, values)
+
+
+@pytest.mark.parametrize("head", [RidgeHead(), PrototypeHead()], ids=["ridge", "prototypes"])
+def test_heads_in_closed_form_are_solved_exactly(head: Adaptation) -> None:
+    net = Linear(12, 3)  # whose features are its inputs, in which autocast rounds nothing
+    batch = class_batch(tasks=3, ways=3, shots=3, queries=1, shape=(12,))
+
+    def solved(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {n: w for n, w in head(net, weights_of(net), Samples(x, y)).items() if n.startswith("head.")}
+
+    expected = torch.vmap(solved)(*batch.support)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.vmap(solved)(*batch.support)
+        alone = [solved(x, y) for x, y in zip(*batch.support, strict=True)]
+    for name, value in expected.items():
+        assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.stack([one[name] for one in alone]), value, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_keeps_its_statistics_in_float32() -> None:
+    norm = BatchNorm(4)
+    x = (100 + torch.randn(64, 4, 5, 5, generator=torch.Generator().manual_seed(0))).bfloat16()
+    expected = norm(x.float())
+    torch.testing.assert_close(norm(x), expected, rtol=1e-5, atol=1e-5)
+    with fused_norms():
+        torch.testing.assert_close(norm(x), expected, rtol=1e-4, atol=1e-4)
+
+
+class ThreeWays(Classification):
+    output_size = 3
+
+    def draw(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_accuracy_is_counted_in_float32() -> None:
+    net = Linear(2, 3)
+    x = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = net(x).argmax(-1)
+        y[:89] = (y[:89] + 1) % 3
+        found = ThreeWays().metrics(net, weights_of(net), Samples(x, y))
+    assert found["accuracy"].item() == pytest.approx(211 / 300, abs=1e-6)  # 0.703; the nearest bfloat16 is 0.7031
+    assert found["loss"].dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["maml", "hypernet", "hybrid"])
+def test_mixed_precision_trains_as_well_as_float32(algo: str, tmp_path: Path) -> None:
+    settings = (f"algo={algo}", "trainer=cpu", "trainer.max_steps=1500", "logger=csv")
+    for precision in ("32-true", "bf16-mixed"):
+        run("train.py", *settings, f"trainer.precision={precision}", f"hydra.run.dir={precision}", cwd=tmp_path)
+    single, mixed = (results(tmp_path / name)["test"]["mse"]["mean"] for name in ("32-true", "bf16-mixed"))
+    assert abs(mixed / single - 1) < 0.1
+    assert mixed != single

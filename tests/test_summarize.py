@@ -536,7 +536,7 @@ def test_a_study_without_optuna_is_said_in_one_line(tmp_path: Path, monkeypatch:
     begun(tmp_path, 0, ["algo.inner_lr=0.1"])
     (tmp_path / "study.db").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert "pip install -e \".[sweep]\"" in refused(tmp_path)
+    assert 'pip install -e ".[sweep]"' in refused(tmp_path)
 
 
 # What is no sweep.

@@ -192,7 +192,7 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts, name: Label) -> 
     try:
         callbacks = [best, latest, session, Progress(tasks.metric), LearningRateMonitor("step"), InnerRates()]
         callbacks += [Histograms(t.histograms_every, t.log_histograms) for t in trackers(loggers) if t.histograms_every]
-        report = reporter(run_dir) if cfg.get("sweep") else None
+        report = reporter(run_dir) if is_first() and cfg.get("sweep") else None
         if report:
             callbacks.append(Pruning(f"val/{tasks.metric}", report))
         trainer = make_trainer(cfg, learner, logger=loggers, callbacks=callbacks)

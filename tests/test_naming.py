@@ -40,8 +40,8 @@ def test_what_was_typed_is_read_from_the_sweeps_record_or_hydras(tmp_path: Path)
     assert typed_overrides(tmp_path) == []
     (tmp_path / "multirun.yaml").write_text("hydra: {overrides: {task: ['seed=0,1']}}")
     assert typed_overrides(tmp_path) == ["seed=0,1"]
-    (tmp_path / "sweep.yaml").write_text("overrides: ['algo=maml,anil']\nkind: grid")
-    assert typed_overrides(tmp_path) == ["algo=maml,anil"]
+    (tmp_path / "sweep.yaml").write_text("overrides: ['algo=maml,anil', 'data.shots=${seed}']\nkind: grid")
+    assert typed_overrides(tmp_path) == ["algo=maml,anil", "data.shots=${seed}"]
 
 
 def test_what_wandb_drew_is_read_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

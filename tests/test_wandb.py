@@ -274,10 +274,10 @@ def test_a_run_of_a_wandb_sweep(tmp_path: Path) -> None:
 def test_a_crash_is_a_failed_run_whose_history_reads(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     update = MetaLearner._update
 
-    def breaks(self: MetaLearner, optimizer: Any, step: int, counts: bool) -> None:
+    def breaks(self: MetaLearner, optimizer: Any, step: int, *rest: Any, **named: Any) -> None:
         if step == 6:
             raise RuntimeError("the disk\nis full")
-        update(self, optimizer, step, counts)
+        update(self, optimizer, step, *rest, **named)
 
     monkeypatch.setattr(MetaLearner, "_update", breaks)
     with pytest.raises(RuntimeError, match="the disk"):

@@ -45,7 +45,8 @@ def typed_overrides(sweep_dir: Path) -> list[str]:
     """A sweep's overrides as they were typed, from its record or else from Hydra's; none where nobody kept them."""
     for file, key in (("sweep.yaml", "overrides"), ("multirun.yaml", "hydra.overrides.task")):
         if (sweep_dir / file).is_file():
-            return list(OmegaConf.select(OmegaConf.load(sweep_dir / file), key) or [])
+            found = OmegaConf.select(OmegaConf.load(sweep_dir / file), key)
+            return [] if found is None else OmegaConf.to_container(found, resolve=False)  # type: ignore[return-value]
     return []
 
 

@@ -231,7 +231,6 @@ def test_files_search_what_is_there(path: Path) -> None:
     head = path.read_text().partition("\ndefaults:")[0]
     if path.stem != "grid":
         assert re.search(rf"^#   python train\.py -m hparams_search={path.stem}$", head, re.M)
-        assert re.search(r"^# Time: \S", head, re.M)
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"hparams_search={path.stem}"], return_hydra_config=True)

@@ -4,12 +4,12 @@
 
 A meta-step is forward, backward and an outer Adam update. All programs get the same nets (innerloop's; the peers' with
 torch's own batch norm), weights and meta-batch, and their meta-gradients must agree in float64 before any timing
-counts. They take turns in one process, each at every thread setting (innerloop's thread engine: workers), in rounds
-whose medians are told. `ratio`: learn2learn's best wall time over the program's; above 1 is faster. Freed memory is
-kept for the next tensor, as in innerloop's runs, which speeds up all programs. `peak MB`: what three meta-steps at one
-thread add to the memory of a process of their own, compilation included; there, freed memory goes back at once, so
-that what is held is told and not how the heap broke into pieces. The peers are used as their documentation shows, with
-one task's graph at a time. learn2learn 0.2.0 no longer installs: `--learn2learn FOLDER` is its unpacked source
+counts. They take turns in one process for each workload, each at every thread setting (innerloop's thread engine:
+workers), in rounds whose medians are told. `ratio`: learn2learn's best wall time over the program's; above 1 is faster.
+Freed memory is kept for the next tensor, as in innerloop's runs, which speeds up all programs. `peak MB`: what three
+meta-steps at one thread add to the memory of a process of their own, compilation included; there, freed memory goes
+back at once, so that what is held is told and not how the heap broke into pieces. The peers are used as their
+documentation shows, with one task's graph at a time. learn2learn 0.2.0 no longer installs: `--learn2learn FOLDER` is its unpacked source
 distribution, which else is downloaded. DIR gets benchmark.json, benchmark.md, benchmark.png and workers.png, where the
 thread engine is timed once more, with 1, 2, … workers.
 """
@@ -119,6 +119,14 @@ def in_own_process(function: Callable[..., Any], *arguments: Any, fresh: bool = 
     context.set_forkserver_preload(["innerloop.learners", "innerloop.config"])  # what takes seconds
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def timed_alone(learn2learn: Path | None, workload: Workload, *arguments: Any) -> list[Row]:
+    """`timed`, in a process of its own: with malloc set as in a run on such inputs."""
+    keep_freed(math.prod(workload.shape))
+    if learn2learn is not None:
+        expose_learn2learn(learn2learn)
+    return timed(workload, *arguments)
 
 
 def peak_memory(workload: Workload, program: str, settings: dict[str, Any], learn2learn: Path | None) -> float:
@@ -271,7 +279,6 @@ def prepared(options: argparse.Namespace) -> Path | None:
 
 def benchmark(options: argparse.Namespace) -> None:
     """Measures and writes what the command line names. Raises InputError and Disagreement."""
-    keep_freed()
     learn2learn, out, tiny = prepared(options), options.out, options.tiny
     out.mkdir(parents=True, exist_ok=True)
     rounds, at_least = (min(options.rounds, 2), 10) if tiny else (options.rounds, 300)
@@ -297,7 +304,8 @@ def benchmark(options: argparse.Namespace) -> None:
             continue
         torch.set_num_threads(max(options.threads))
         differences = gradient_differences(workload, variants)
-        found = timed(workload, variants, options.threads, rounds, at_least)
+        in_turns = (learn2learn, workload, variants, options.threads, rounds, at_least)
+        found = in_own_process(timed_alone, *in_turns, fresh=not tiny)
         best = min((row.wall_ms for row in found if row.program == "learn2learn"), default=None)
         for (program, mode), difference in zip(variants, differences, strict=True):
             peak = in_own_process(peak_memory, workload, program, MODES[mode], learn2learn, fresh=not tiny)
@@ -309,7 +317,8 @@ def benchmark(options: argparse.Namespace) -> None:
         if workload.form and "innerloop" in options.program:
             in_parallel = replace(workload, name=f"workers_{name}")
             counts = range(1, min(options.max_workers, workload.tasks) + 1)
-            workers += timed(in_parallel, [("innerloop", "eager")], counts, rounds, at_least)
+            alone = (None, in_parallel, [("innerloop", "eager")], counts, rounds, at_least)
+            workers += in_own_process(timed_alone, *alone, fresh=not tiny)
         if name == BY_STEPS and "innerloop" in options.program:
             for steps, checkpointed in ((1, True), (10, True), (10, False)):
                 settings = {"inner_steps": steps, "checkpoint_inner_steps": checkpointed}

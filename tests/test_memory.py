@@ -28,9 +28,9 @@ print(json.dumps([*found, memory.largest_resident_set()]))
 
 FAULTS = """
 import resource, sys, threading
-from innerloop.memory import keep_freed
+from innerloop.memory import LARGE, keep_freed
 if "keep" in sys.argv:
-    keep_freed()
+    keep_freed(LARGE if "large" in sys.argv else LARGE - 1)
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -76,7 +76,10 @@ def test_what_is_freed_is_kept_for_the_next_tensor_in_every_thread(monkeypatch: 
     for name in [name for name in os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
     assert min(map(int, printed_by(FAULTS).split())) > 100_000
-    assert max(map(int, printed_by(FAULTS, "keep").split())) < 10_000
+    assert max(map(int, printed_by(FAULTS, "keep", "large").split())) < 10_000
+    alone, in_thread = map(int, printed_by(FAULTS, "keep").split())
+    assert alone < 10_000
+    assert in_thread > 100_000  # the price of an arena of its own, which smaller blocks do not pay
     # Whoever sets these has chosen.
     assert min(map(int, printed_by(FAULTS, "keep", MALLOC_PERTURB_="0").split())) > 100_000
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 STATUS = Path("/proc/self/status")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
+LARGE = 2**14
+"""Entries of a large input: 84x84 pixels in colour are measured to be, 28x28 not to be (scripts/benchmark.py)."""
 
 
 def largest_resident_set() -> float:
@@ -26,14 +28,17 @@ def largest_resident_set() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def keep_freed() -> None:
+def keep_freed(image_entries: int = 0) -> None:
     """Makes glibc's malloc keep what is freed for the next tensor, where by default it is given back to the kernel.
 
     The activations of image nets are megabytes; giving them back and taking them anew, page by page, takes time of
-    every step (README, "Speed and memory"). All threads share one arena, since a thread's own gives back beyond 64 MB.
+    every step (README, "Speed and memory"). image_entries: of one input. From LARGE on, all threads share one arena,
+    since a thread's own gives back beyond 64 MB; with smaller ones they would wait for each other. The first large one
+    decides for the threads of this process.
     Nothing happens without glibc, or where the environment sets a MALLOC_ variable: whoever does that has chosen.
     """
-    _malloc_options({M_ARENA_MAX: 1, M_MMAP_THRESHOLD: 2**30, M_TRIM_THRESHOLD: 2**31 - 1})
+    kept = {M_MMAP_THRESHOLD: 2**30, M_TRIM_THRESHOLD: 2**31 - 1}
+    _malloc_options(kept | ({M_ARENA_MAX: 1} if image_entries >= LARGE else {}))
 
 
 def return_freed() -> None:

@@ -195,6 +195,7 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, parts: Parts, name: Label) -> 
         report = reporter(run_dir) if is_first() and cfg.get("sweep") else None
         if report:
             callbacks.append(Pruning(f"val/{tasks.metric}", report))
+        keep_freed(math.prod(tasks.input_shape))
         trainer = make_trainer(cfg, learner, logger=loggers, callbacks=callbacks)
         log.info("training %s on %s in %s", cfg.algo.name, cfg.data.name, run_dir)
         trainer.fit(learner, data, ckpt_path=start, weights_only=False)
@@ -286,7 +287,6 @@ def make_trainer(cfg: DictConfig, learner: MetaLearner, **extra: Any) -> Trainer
     """Lightning's trainer; an epoch is the stretch between two validations."""
     t = cfg.trainer
     place = placement(t)
-    keep_freed()
     # The tensors of dense nets are too small to share: threads only wait for each other, on a busy machine for ages.
     threads = t.threads or (1 if learner.engine.resolve(torch.device("cpu")) == "vmap" else share_of_cores(t))
     if threads is not None:

@@ -9,9 +9,9 @@ workers), in rounds whose medians are told. `ratio`: learn2learn's best wall tim
 Freed memory is kept for the next tensor, as in innerloop's runs, which speeds up all programs. `peak MB`: what three
 meta-steps at one thread add to the memory of a process of their own, compilation included; there, freed memory goes
 back at once, so that what is held is told and not how the heap broke into pieces. The peers are used as their
-documentation shows, with one task's graph at a time. learn2learn 0.2.0 no longer installs: `--learn2learn FOLDER` is its unpacked source
-distribution, which else is downloaded. DIR gets benchmark.json, benchmark.md, benchmark.png and workers.png, where the
-thread engine is timed once more, with 1, 2, … workers.
+documentation shows, with one task's graph at a time. learn2learn 0.2.0 no longer installs: `--learn2learn FOLDER` is
+its unpacked source distribution, which else is downloaded. DIR gets benchmark.json, benchmark.md, benchmark.png and
+workers.png, where the thread engine is timed once more, with 1, 2, … workers.
 """
 
 import argparse

@@ -77,9 +77,8 @@ def test_what_is_freed_is_kept_for_the_next_tensor_in_every_thread(monkeypatch: 
         monkeypatch.delenv(name)
     assert min(map(int, printed_by(FAULTS).split())) > 100_000
     assert max(map(int, printed_by(FAULTS, "keep", "large").split())) < 10_000
-    alone, in_thread = map(int, printed_by(FAULTS, "keep").split())
-    assert alone < 10_000
-    assert in_thread > 100_000  # the price of an arena of its own, which smaller blocks do not pay
+    # With small inputs the main thread keeps as much; others have arenas of their own.
+    assert int(printed_by(FAULTS, "keep").split()[0]) < 10_000
     # Whoever sets these has chosen.
     assert min(map(int, printed_by(FAULTS, "keep", MALLOC_PERTURB_="0").split())) > 100_000
 

@@ -1,5 +1,6 @@
 """What the tests share: double precision, small meta-batches, plain losses, a quiet Trainer, and tiny runs."""
 
+import logging
 import runpy
 import sys
 import warnings
@@ -20,6 +21,16 @@ from innerloop.episodes import Episode, Samples, Weights, apply
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_handler_stays() -> Iterator[None]:
+    """A handler that a command run in this process gave to the root logger writes to a stream of its own test only."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    for handler in [h for h in root.handlers if type(h) is logging.StreamHandler and h not in before]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture

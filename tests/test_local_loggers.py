@@ -59,10 +59,10 @@ def validated(run_dir: Path) -> dict[int, float]:
 def fails_at(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     update = MetaLearner._update
 
-    def breaks(self: MetaLearner, optimizer: Any, step: int, counts: bool) -> None:
+    def breaks(self: MetaLearner, optimizer: Any, step: int, *rest: Any, **named: Any) -> None:
         if step == at:
             raise InputError("enough")
-        update(self, optimizer, step, counts)
+        update(self, optimizer, step, *rest, **named)
 
     monkeypatch.setattr(MetaLearner, "_update", breaks)
 

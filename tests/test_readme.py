@@ -15,7 +15,7 @@ from innerloop.run import build
 
 config.register()
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "results" / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "conf").glob("*/README.md")))
 README = PAGES[0].read_text()
 
 

@@ -18,7 +18,8 @@ from sweep_study import Study, SweepError, as_overrides, read_study
 
 from innerloop.config import CONFIG
 from innerloop.drawing import ERRORS, NOTHING, Column, read_metrics
-from innerloop.jobs import ERROR, LOCK, PRUNED, holder
+from innerloop.jobs import ERROR, LOCK, PRUNED
+from innerloop.locks import holder
 from innerloop.record import RESULTS
 from innerloop.search import STUDY
 from innerloop.sweep import RECORD

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "innerloop"
 # From the ground up. A room imports from itself and from floors below its own; so rooms side by side are strangers.
 FLOORS = [
     {"errors", "memory", "precision", "drawing"},
-    {"episodes", "ranks"},
+    {"episodes", "ranks", "locks"},
     {"nets", "datasets"},
     {"adaptation", "tasks", "metrics", "plots"},
     {"learners", "datamodule", "callbacks", "tracking"},

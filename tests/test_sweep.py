@@ -19,7 +19,8 @@ from hydra import compose, initialize_config_dir
 from sabotage import Sabotaged
 
 from innerloop import config
-from innerloop.jobs import LOCK, locked
+from innerloop.jobs import LOCK
+from innerloop.locks import locked
 from innerloop.sweep import CONF
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -34,7 +34,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from innerloop.config import given
 from innerloop.errors import FailedRuns, InputError
-from innerloop.jobs import ERROR, LOCK, PRUNED, Job, holder, locked, write_error
+from innerloop.jobs import ERROR, LOCK, PRUNED, Job, write_error
+from innerloop.locks import holder, locked
 from innerloop.record import RESULTS
 
 RECORD, CONF, FINISHED = "sweep.yaml", "conf", "finished"

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 from torch import Tensor
 
 from innerloop.errors import InputError
+from innerloop.locks import locked
 from innerloop.tracking.tracker import Closing, RunInfo, Tracker, exit_code, last_words
 
 
@@ -63,8 +63,7 @@ def _alone(uri: str) -> Iterator[None]:
     # MLflow (3.17) recommends a database and has a file store only for whoever says so.
     os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
     folder = Path(uri.removeprefix("file:"))
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with locked(folder / ".lock"):
         yield
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from offline import offline_runs
 
@@ -26,7 +27,6 @@ from innerloop.run import best_step, build
 
 config.register()
 
-ROOT = Path(__file__).resolve().parents[1]
 SHORT = (
     "trainer.max_steps=40",
     "trainer.val_every=15",

@@ -1,6 +1,5 @@
 """scripts/summarize.py: sweeps made here, their tables worked by hand."""
 
-import csv
 import fcntl
 import json
 import math
@@ -8,122 +7,32 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PathCollection, PolyCollection
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from test_compare import make_run
+from made_sweeps import (
+    COMMON,
+    Capsys,
+    begun,
+    figure_of,
+    finished,
+    refused,
+    summarized,
+    two_algorithms,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import summarize  # noqa: E402
 import sweep_jobs  # noqa: E402
-import sweep_plots  # noqa: E402
-
-COMMON = ("logger=csv", "trainer.max_steps=40")
-
-
-def finished(
-    sweep: Path,
-    number: int,
-    overrides: Sequence[str],
-    values: Sequence[float],
-    validation: float,
-    metric: str = "mse",
-    **changes: Any,
-) -> Path:
-    """A finished job. values: of its test episodes; changes: of its configuration, see `make_run`."""
-    told = dict(o.partition("=")[::2] for o in overrides)
-    algo, seed = told.get("algo", "maml"), int(told.get("seed", 0))
-    path = make_run(sweep / f"{number}_{algo}-toy_seed{seed}", algo, seed, list(values), **changes)
-    results = json.loads((path / "results.json").read_text())
-    results["validation"] = {"step": 1, "episodes": 4, metric: {"mean": validation, "ci95": 0.5}}
-    results["test"][metric] = results["test"].pop("mse")
-    (path / "results.json").write_text(json.dumps(results))
-    episodes = path / "test_episodes.csv"
-    episodes.write_text(episodes.read_text().replace("mse", metric))
-    record(path, overrides)
-    return path
-
-
-def begun(sweep: Path, number: int, overrides: Sequence[str], curve: Sequence[tuple[int, float]] = ()) -> Path:
-    """A job that has validated so far: (meta-batches, value)."""
-    path = sweep / f"{number}_job"
-    path.mkdir()
-    (path / "config.yaml").write_text("algo: {name: any}\n")
-    record(path, overrides)
-    write_curve(path, curve)
-    return path
-
-
-def record(path: Path, overrides: Sequence[str]) -> None:
-    """Its own record names the sweep and its launcher, too."""
-    (path / "overrides.yaml").write_text(yaml.safe_dump([*overrides, *COMMON, "launcher=joblib", "sweep='/a/sweep'"]))
-    (path / "environment.json").write_text("{}")
-
-
-def write_curve(path: Path, curve: Sequence[tuple[int, float]], metric: str = "mse") -> None:
-    """metrics.csv as Lightning writes it: steps from 0, training and validation in rows of their own."""
-    lines = [f"epoch,step,train/loss,val/{metric}"]
-    for step, value in curve:
-        lines += [f"0,{step - 1},3.5,", f"0,{step - 1},,{value}"]
-    (path / "metrics.csv").write_bytes(("\r\n".join(lines) + "\r\n").encode())
 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """Two algorithms with three seeds each. By validation the second is the better one, by test the first."""
-    values = {
-        ("maml", 0): ([1.0, 2.0, 3.0], 0.9),
-        ("maml", 1): ([3.0, 4.0, 5.0], 1.1),
-        ("maml", 2): ([2.0, 6.0, 4.0], 1.0),
-        ("hypernet", 0): ([2.0, 3.0, 4.0], 0.5),
-        ("hypernet", 1): ([5.0, 5.0, 8.0], 0.3),
-        ("hypernet", 2): ([3.0, 7.0, 8.0], 0.4),
-    }
-    folder = tmp_path / "sweep"
-    folder.mkdir()
-    for number, ((algo, seed), (test, validation)) in enumerate(values.items()):
-        path = finished(folder, number, [f"algo={algo}", f"seed={seed}"], test, validation)
-        write_curve(path, [(10, 4.0 + seed), (20, 2.0 + validation)])
-    return folder
-
-
-Capsys = pytest.CaptureFixture[str]
-
-
-def summarized(folder: Path, *flags: str) -> list[dict[str, str]]:
-    """The rows of the CSV file."""
-    out = folder.parent / "out.csv"
-    summarize.main([str(folder), "--csv", str(out), *flags])
-    with out.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def refused(folder: Path, *flags: str) -> str:
-    """The one line that the command ends with, at status 1: sys.exit prints a text and ends with it."""
-    with pytest.raises(SystemExit) as end:
-        summarize.main([str(folder), *flags])
-    assert isinstance(end.value.code, str)
-    assert "\n" not in end.value.code
-    return end.value.code
-
-
-def figure_of(kind: str, folder: Path) -> Figure:
-    """bars, curves or parallel, of a sweep whose rows all have one metric."""
-    found = sweep_jobs.read_sweep(folder)
-    rows = summarize.report(found, None).rows
-    metric = str(rows[0].metric)
-    return sweep_plots.parallel(found, rows, metric) if kind == "parallel" else getattr(sweep_plots, kind)(rows, metric)
+    return two_algorithms(tmp_path)
 
 
 # Numbers.
@@ -448,270 +357,3 @@ def test_a_configuration_that_has_changed_since_is_named(sweep: Path) -> None:
     (sweep / "conf" / "train.yaml").write_text("seed: 1\n")
     words = shlex.split(summarized(sweep)[0]["command"])
     assert words[:5] == ["python", "train.py", "--config-path", str(sweep / "conf"), "-m"]
-
-
-# Optuna.
-
-
-def search(folder: Path, finished_trials: int) -> Path:
-    """A search over algo.inner_lr, which decides, and algo.inner_steps, which does not; a trial in each other state."""
-    optuna = pytest.importorskip("optuna")
-    state, create = optuna.trial.TrialState, optuna.trial.create_trial
-    space = {
-        "algo.inner_lr": optuna.distributions.FloatDistribution(1e-4, 1.0, log=True),
-        "algo.inner_steps": optuna.distributions.IntDistribution(1, 5),
-    }
-    folder.mkdir(exist_ok=True)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
-    study = optuna.create_study(storage=storage, study_name="study", direction="minimize")
-    for n in range(finished_trials + 2):
-        params = {
-            "algo.inner_lr": float(10 ** -(4 * (n * 7 % finished_trials) / finished_trials)),
-            "algo.inner_steps": 1 + n % 5,
-        }
-        value = abs(math.log10(params["algo.inner_lr"]) + 2) + 0.5
-        told = [f"{key}={value}" for key, value in params.items()] + ["data=toy"]
-        if n < finished_trials:
-            directory = finished(folder, n, told, [value, value + 1], value)
-            write_curve(directory, [(10, value + 1), (20, value)])
-            end = {"value": value}
-        else:
-            directory = begun(folder, n, [o if "steps" not in o else "algo.inner_steps=9" for o in told], [(10, 7.0)])
-            end = {"state": state.PRUNED if n == finished_trials else state.RUNNING}
-            if n == finished_trials:
-                (directory / "pruned.json").write_text(json.dumps({"step": 10, "value": 7.0}))
-        study.add_trial(create(params=params, distributions=space, user_attrs={"directory": directory.name}, **end))
-    study.add_trial(
-        create(
-            state=state.FAIL,
-            params={"algo.inner_lr": 0.77, "algo.inner_steps": 8},
-            distributions=space | {"algo.inner_steps": optuna.distributions.IntDistribution(1, 9)},
-        )
-    )
-    study.enqueue_trial({"algo.inner_lr": 0.5})
-    storage.remove_session()
-    storage.engine.dispose()
-    return folder
-
-
-def test_a_search_is_sorted_by_validation_and_says_what_matters(tmp_path: Path, capsys: Capsys) -> None:
-    rows = summarized(search(tmp_path / "s", 20))
-    values = [float(row["validation"]) for row in rows if row["validation"]]
-    assert values == sorted(values)
-    assert len(values) == 20
-    assert rows[0]["best"] == "*"
-    assert [sum(int(row[s] or 0) for row in rows) for s in sweep_jobs.STATES] == [20, 1, 0, 1, 1, 0]
-    assert [row["failed"] for row in rows if row["algo.inner_lr"] == "0.77"] == ["1"]
-    out = capsys.readouterr().out
-    assert "24 runs, 20 finished, 1 running, 1 failed, 1 pruned, 1 waiting\n" in out
-    about, rate, steps = out[out.index("importances") :].splitlines()[:3]
-    assert "best 25% of 20 finished trials (PED-ANOVA" in about
-    assert rate.split()[1] == "algo.inner_lr"
-    assert float(rate.split()[0].strip("%")) + float(steps.split()[0].strip("%")) == pytest.approx(100, abs=0.1)
-    assert float(rate.split()[0].strip("%")) > 60
-    # The best of the study is the best of the table, and its command has its exact values.
-    (command,) = re.findall(r"^  (python train\.py .*)$", out, re.M)
-    assert f"algo.inner_lr={rows[0]['algo.inner_lr']} " in command
-    assert float(rows[0]["algo.inner_lr"]) == pytest.approx(0.01, rel=1e-9)
-
-
-def test_few_trials_have_no_importances(tmp_path: Path, capsys: Capsys) -> None:
-    summarized(search(tmp_path / "s", 3))
-    assert "importances need 5 finished trials, there are 3" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("tables", [False, True])
-def test_a_search_that_just_began(tables: bool, tmp_path: Path) -> None:
-    optuna = pytest.importorskip("optuna")
-    begun(tmp_path, 0, ["algo.inner_lr=0.1"])
-    (tmp_path / "study.db").touch()
-    if tables:
-        optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}").engine.dispose()
-    before = (tmp_path / "study.db").read_bytes()
-    assert [row["running"] for row in summarized(tmp_path)] == ["1"]
-    assert (tmp_path / "study.db").read_bytes() == before, "who reads a search does not write its study"
-
-
-def test_a_study_without_optuna_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun(tmp_path, 0, ["algo.inner_lr=0.1"])
-    (tmp_path / "study.db").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    assert 'pip install -e ".[sweep]"' in refused(tmp_path)
-
-
-# What is no sweep.
-
-
-def test_what_is_no_sweep_is_refused_in_one_line(tmp_path: Path, sweep: Path) -> None:
-    assert "is no directory" in refused(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    assert "is no sweep" in refused(tmp_path / "empty")
-    assert "is no sweep" in refused(sweep / "0_maml-toy_seed0")
-
-
-# Plots.
-
-
-def test_bars_are_the_means_and_intervals_of_the_table(sweep: Path) -> None:
-    rows = summarized(sweep)
-    (ax,) = figure_of("bars", sweep).axes
-    assert [bar.get_width() for bar in ax.patches] == pytest.approx([float(row["test"]) for row in rows], rel=1e-5)
-    (errors,) = (c for c in ax.containers if hasattr(c, "has_xerr"))
-    assert errors.get_label() == "95 % interval over seeds"
-    ends = [segment[:, 0] for segment in errors[2][0].get_segments()]
-    for row, (low, high) in zip(rows, ends, strict=True):
-        mean, half = float(row["test"]), float(row["test_over_seeds_ci95"])
-        assert (low, high) == pytest.approx((mean - half, mean + half), rel=1e-4)
-    (dots,) = (c for c in ax.collections if isinstance(c, PathCollection))
-    assert np.asarray(dots.get_offsets())[:, 0].tolist() == [2, 4, 4, 3, 6, 6]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["algo=maml", "algo=hypernet"]
-    assert [text.get_text() for text in ax.texts] == ["3.333 ± 2.868", "5.000 ± 4.303"]
-    assert ax.get_xlabel() == "test MSE"
-    assert ax.get_xlim()[0] == 0
-
-
-def test_one_seed_has_bars_over_episodes_and_says_so(tmp_path: Path) -> None:
-    finished(tmp_path, 0, ["algo=maml"], [1.0, 3.0], 1.0)
-    rows = sweep_jobs.read_sweep(tmp_path).rows
-    (ax,) = sweep_plots.bars(rows, "mse").axes
-    (errors,) = (c for c in ax.containers if hasattr(c, "has_xerr"))
-    assert errors.get_label() == "95 % interval over test episodes"
-    assert errors[2][0].get_segments()[0][:, 0] == pytest.approx([2 - 1.96, 2 + 1.96])
-    assert not [c for c in ax.collections if isinstance(c, PathCollection)]
-
-
-def test_only_the_best_of_many_bars_are_drawn(tmp_path: Path) -> None:
-    for number in range(sweep_plots.MOST_BARS + 3):
-        finished(tmp_path, number, [f"algo.k={number}"], [1.0, 2.0], float((number * 7) % 43))
-    rows = sweep_jobs.read_sweep(tmp_path).rows
-    (ax,) = sweep_plots.bars(rows, "mse").axes
-    worst = {f"k={number}" for number in range(43) if (number * 7) % 43 >= 40}
-    assert {label.get_text() for label in ax.get_yticklabels()} == {row.name for row in rows} - worst
-    assert "the best 40 of 43 by validation" in ax.get_title()
-
-
-def test_curves_are_means_with_bands_from_the_lowest_to_the_highest_seed(sweep: Path) -> None:
-    with (sweep / "0_maml-toy_seed0" / "metrics.csv").open("a") as file:
-        file.write("0,29,,1.5\r\n")
-    (ax,) = figure_of("curves", sweep).axes
-    # Seeds 0, 1, 2 have 4, 5, 6 and then 2.9, 3.1, 3.0; beyond that the first goes on alone, dashed.
-    maml, alone, hypernet = ax.lines
-    assert maml.get_label() == "algo=maml (3 seeds)"
-    assert maml.get_xydata() == pytest.approx(np.array([[10, 5.0], [20, 3.0]]))
-    assert alone.get_xydata() == pytest.approx(np.array([[20, 2.9], [30, 1.5]]))
-    assert alone.get_linestyle() == "--"
-    assert alone.get_color() == maml.get_color() != hypernet.get_color()
-    assert hypernet.get_xydata() == pytest.approx(np.array([[10, 5.0], [20, 2.4]]))
-    band, _ = (c for c in ax.collections if isinstance(c, PolyCollection))
-    corners = {tuple(point) for point in np.round(band.get_paths()[0].vertices, 9).tolist()}
-    assert corners == {(10, 4), (10, 6), (20, 2.9), (20, 3.1)}
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("meta-batches", "validation MSE")
-
-
-def test_more_curves_than_colours_leave_the_worst_grey(tmp_path: Path) -> None:
-    for number in range(9):
-        path = finished(tmp_path, number, [f"algo.k={number}"], [1.0, 2.0], float(number))
-        write_curve(path, [(10, number + 1.0), (20, float(number + 1))])
-    figure = sweep_plots.curves(sweep_jobs.read_sweep(tmp_path).rows, "mse")
-    told = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert told == {f"k={number}" for number in range(6)} | {"the other 3"}
-    assert len({line.get_color() for line in figure.axes[0].lines}) == 7
-
-
-def test_what_runs_and_leads_is_coloured(tmp_path: Path) -> None:
-    for number in range(8):
-        write_curve(finished(tmp_path, number, [f"algo.k={number}"], [1.0], float(number + 1)), [(10, number + 1.0)])
-    begun(tmp_path, 8, ["algo.k=8"], [(10, 0.5)])
-    figure = sweep_plots.curves(sweep_jobs.read_sweep(tmp_path).rows, "mse")
-    assert "k=8" in {text.get_text() for text in figure.legends[0].get_texts()}
-
-
-def test_a_failed_seed_does_not_end_the_curve_of_the_others(sweep: Path) -> None:
-    failed = begun(sweep, 6, ["algo=maml", "seed=9"], [(10, 99.0)])
-    (failed / "error.json").write_text("{}")
-    (ax,) = figure_of("curves", sweep).axes
-    assert ax.lines[0].get_xydata() == pytest.approx(np.array([[10, 5.0], [20, 3.0]]))
-
-
-def test_what_diverged_leaves_the_others_legible(tmp_path: Path) -> None:
-    for number, value in enumerate([1.0, 2.0, 3.0, 1e30, math.inf]):
-        told = [f"algo.lr={number}", f"net.width={number}"]
-        write_curve(
-            finished(tmp_path, number, told, [value, value], value), [(10, 4.0), (20, 1e32 if number == 3 else 2.0)]
-        )
-    figure = figure_of("bars", tmp_path)
-    # The lower median of 1, 2, 3, 1e30 is 2: ten times that, and room for intervals.
-    assert 20 <= figure.axes[0].get_xlim()[1] <= 50
-    assert [bar.get_width() for bar in figure.axes[0].patches][:3] == [1, 2, 3]
-    assert "goes on" in {text.get_text() for text in figure.legends[0].get_texts()}
-    (ax,) = figure_of("curves", tmp_path).axes
-    assert ax.get_ylim()[1] == pytest.approx(40)
-    assert [text.get_text() for text in ax.texts] == ["what is above 40 is cut"]
-    found = sweep_jobs.read_sweep(tmp_path)
-    figure = sweep_plots.parallel(found, found.rows[:4], "mse")
-    assert figure.axes[0].get_title().endswith("; 1 above 20 drawn there")
-    assert figure.axes[1].get_ylim() == pytest.approx((1, 20))
-
-
-def test_parallel_coordinates_go_through_the_values(tmp_path: Path) -> None:
-    told = [("0.001", "a", 1.0), ("0.1", "b", 3.0), ("0.01", "a", 2.0)]
-    for number, (rate, kind, value) in enumerate(told):
-        finished(tmp_path, number, [f"algo.inner_lr={rate}", f"algo.kind={kind}"], [value, 2.0], value)
-    found = sweep_jobs.read_sweep(tmp_path)
-    figure = sweep_plots.parallel(found, found.rows, "mse")
-    ax, bar = figure.axes
-    lines = [line for line in ax.lines if len(line.get_xdata()) == 3]
-    heights = {tuple(np.round(line.get_ydata(), 6).tolist()): line.get_color() for line in lines}
-    # Rates on a logarithmic axis, categories at the middles of halves, MSE from 1 to 3. The two that share a category
-    # are drawn a little apart there, the better one above.
-    assert set(heights) == {(0, 0.256, 0), (1, 0.75, 1), (0.5, 0.244, 0.5)}
-    assert len(set(map(tuple, heights.values()))) == 3
-    # The last drawn, and so on top, is the best.
-    assert lines[-1].get_ydata().tolist() == pytest.approx([0, 0.256, 0])
-    names = [label.get_text() for label in ax.get_xticklabels()]
-    assert names == ["inner_lr\n(log)", "kind", "validation MSE"]
-    ticks = {(round(t.get_position()[0]), round(t.get_position()[1], 6), t.get_text()) for t in ax.texts}
-    assert {(0, 0, "0.001"), (0, 0.5, "0.01"), (0, 1, "0.1"), (1, 0.25, "a"), (1, 0.75, "b")} <= ticks
-    assert bar.get_ylabel() == "validation MSE"
-
-
-@pytest.mark.parametrize(("metric", "best"), [("mse", 0.1), ("accuracy", 0.9)])
-def test_the_best_line_is_the_darkest(metric: str, best: float, tmp_path: Path) -> None:
-    for number, value in enumerate([0.1, 0.5, 0.9]):
-        finished(tmp_path, number, [f"algo.lr={number}"], [value, value], value, metric)
-    ax = figure_of("parallel", tmp_path).axes[0]
-    light = {line.get_xydata()[0, 1]: sum(to_rgb(line.get_color())) for line in ax.lines if line.get_linewidth() == 1.5}
-    assert min(light, key=light.__getitem__) == pytest.approx({0.1: 0, 0.9: 1}[best])
-
-
-def test_axes_are_logarithmic_where_values_span_decades() -> None:
-    assert sweep_plots.Coordinate.of(["1", "19"]).logarithmic is False
-    assert sweep_plots.Coordinate.of(["0.5", "20"]).logarithmic is True
-    assert sweep_plots.Coordinate.of(["0", "100"]).logarithmic is False
-    assert sweep_plots.Coordinate.of(["2", "2"]).heights == pytest.approx([0.5, 0.5])
-
-
-@pytest.mark.parametrize("kind", ["bars", "curves", "parallel"])
-def test_nothing_is_cut_off(kind: str, tmp_path: Path) -> None:
-    """Long names, many rows, wide intervals."""
-    for number in range(12):
-        told = [f"algo.a_rather_long_name={number}", f"net.hidden=[{64 + number // 2},64,64,64]", f"seed={number % 2}"]
-        path = finished(tmp_path, number, told, [1.0, 2.0 + number], 1.0 + number)
-        write_curve(path, [(10, number + 1.0), (2000, float(number + 1))])
-    figure = figure_of(kind, tmp_path)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    box, (width, height) = figure.get_tightbbox(canvas.get_renderer()), figure.get_size_inches()
-    assert box.x0 >= 0
-    assert box.y0 >= 0
-    assert box.x1 <= width
-    assert box.y1 <= height
-
-
-def test_plots_go_where_they_are_told(sweep: Path, tmp_path: Path) -> None:
-    summarize.main([str(sweep), "--plots", str(tmp_path / "elsewhere")])
-    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"bars.png", "curves.png"}
-    assert not (sweep / "summary").exists()
-    # What an earlier summary left is no run of the sweep.
-    summarize.main([str(sweep)])
-    assert len(sweep_jobs.read_sweep(sweep).jobs) == 6

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from sabotage import Sabotaged
 
@@ -23,7 +24,6 @@ from innerloop.jobs import LOCK
 from innerloop.locks import locked
 from innerloop.sweep import CONF
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = (
     "trainer.max_steps=6",
     "trainer.val_every=2",

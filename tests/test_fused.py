@@ -10,7 +10,8 @@ from torch import Tensor
 from innerloop.adaptation.gradient import gradient_of
 from innerloop.learners import MAML
 from innerloop.nets import Conv4, fused
-from innerloop.nets.norm import BatchNorm, fused_norms
+from innerloop.nets.fused import fused_layers
+from innerloop.nets.norm import BatchNorm
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -62,8 +63,7 @@ def test_third_derivative() -> None:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("engine", ["loop", "threads"])
-@pytest.mark.parametrize("downsample", ["stride", "pool"])
-def test_meta_gradient_is_the_elementary_norms(engine: str, downsample: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_meta_gradient_is_the_elementary_norms(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which the vmap engine has, where nothing is fused."""
     batch, found = class_batch(tasks=2, ways=3, shots=2, queries=2, shape=(1, 17, 17)), []
     used: list[Tensor] = []
@@ -72,7 +72,7 @@ def test_meta_gradient_is_the_elementary_norms(engine: str, downsample: str, mon
     monkeypatch.setattr(fused, "batch_norm", lambda *args: used.append(args[0]) or batch_norm(*args))  # type: ignore[func-returns-value]
     for kind in (engine, "vmap"):
         torch.manual_seed(0)
-        net = Conv4((1, 17, 17), 3, width=4, downsample=downsample).double()
+        net = Conv4((1, 17, 17), 3, width=4).double()
         learner = MAML(net, cross_entropy, inner_lr=0.1, inner_steps=2, engine=kind)
         used.clear()
         found.append(meta_gradient(learner, batch)[1])
@@ -83,7 +83,7 @@ def test_meta_gradient_is_the_elementary_norms(engine: str, downsample: str, mon
 def test_small_inputs_mixed_types_and_transforms_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "batch_norm", lambda *_: pytest.fail("was used"))
     layer = BatchNorm(2)
-    with fused_norms():
+    with fused_layers():
         layer(torch.randn(3, 2, 4, 4))
         assert not fused.worthwhile(torch.randn(8, 2, 64, 64, dtype=torch.bfloat16), layer.weight)
         torch.func.grad(lambda x: layer(x).square().sum())(torch.randn(8, 2, 64, 64))

@@ -29,7 +29,8 @@ from innerloop.learners import (
     Reptile,
 )
 from innerloop.nets import MLP, Conv4, Linear
-from innerloop.nets.norm import BatchNorm, fused_norms
+from innerloop.nets.fused import fused_layers
+from innerloop.nets.norm import BatchNorm
 from innerloop.tasks.base import Classification
 
 INNER: dict[str, Any] = {"inner_steps": 2, "inner_lr": 0.1}
@@ -128,7 +129,7 @@ def test_batch_norm_keeps_its_statistics_in_float32() -> None:
     x = (100 + torch.randn(64, 4, 5, 5, generator=torch.Generator().manual_seed(0))).bfloat16()
     expected = norm(x.float())
     torch.testing.assert_close(norm(x), expected, rtol=1e-5, atol=1e-5)
-    with fused_norms():
+    with fused_layers():
         torch.testing.assert_close(norm(x), expected, rtol=1e-4, atol=1e-4)
 
 

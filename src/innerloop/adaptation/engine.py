@@ -16,7 +16,7 @@ from innerloop.adaptation.compiled import Outputs, ValueAndGrad, compiled
 from innerloop.adaptation.recompute import autocast
 from innerloop.episodes import Episode, InputError, MetaBatch, number_of_tasks, tasks_of
 from innerloop.nets.conv4 import convolutional
-from innerloop.nets.norm import fused_norms
+from innerloop.nets.fused import fused_layers
 
 ENGINES = ("auto", "loop", "threads", "vmap")
 
@@ -152,7 +152,7 @@ class Engine:
     def _run(self, function: Callable, batch: MetaBatch) -> Iterator:
         if self._kind_for(batch) != "vmap":
             for episode in tasks_of(batch):
-                with fused_norms():
+                with fused_layers():
                     result = function(episode)
                 yield tree_map(lambda t: t.unsqueeze(0), result)
             return

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from math import prod
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from innerloop.episodes import InputError
+from innerloop.nets import fused
+from innerloop.nets.channels_last import conv2d
 from innerloop.nets.dense import ACTIVATIONS, choose
-from innerloop.nets.norm import NORMS
+from innerloop.nets.norm import NORMS, norm_max_pool
 
 
 def convolutional(module: nn.Module) -> bool:
@@ -22,11 +24,19 @@ class ConvNorm(nn.Module):
     def __init__(self, channels: int, width: int, norm: str, kernel: int = 3, stride: int = 1) -> None:
         super().__init__()
         # A bias before a norm that removes the mean is dead weight.
-        self.conv = nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=norm != "batch")
+        self.padding = (kernel // 2, kernel // 2)
+        self.conv = nn.Conv2d(channels, width, kernel, stride, self.padding, bias=norm != "batch")
         self.norm = choose("norm", norm, NORMS)(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+        return self.norm(self.convolved(x))
+
+    def convolved(self, x: Tensor) -> Tensor:
+        """The convolution alone."""
+        conv = self.conv
+        if conv.bias is None and fused.suits(x, conv.weight) and not torch.is_autocast_enabled("cpu"):
+            return conv2d(x, conv.weight, conv.stride, self.padding)
+        return conv(x)
 
 
 class Block(ConvNorm):
@@ -38,9 +48,8 @@ class Block(ConvNorm):
         self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
         # The activations rise, so pooling first gives the same values with a quarter of the work.
-        return self.activation(F.max_pool2d(x, 2) if self.pool else x)
+        return self.activation(norm_max_pool(self.norm, self.convolved(x)) if self.pool else super().forward(x))
 
 
 class Conv4(nn.Module):

@@ -1,5 +1,8 @@
 """Torch's fused batch norm on the CPU with a quicker second derivative."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,15 +19,38 @@ From the workloads of scripts/benchmark.py on the CPU, with this at 2**13 to 2**
 """
 
 
+_on: ContextVar[bool] = ContextVar("_on", default=False)
+
+
+@contextmanager
+def fused_layers() -> Iterator[None]:
+    """Inside, layers use fused kernels, torch's or ours: faster, and exact but for vmap. The loop engine's."""
+    token = _on.set(True)
+    try:
+        yield
+    finally:
+        _on.reset(token)
+
+
+def on() -> bool:
+    """Whether this is inside of `fused_layers`."""
+    return _on.get()
+
+
 def inside_transform() -> bool:
     """Whether a transform of torch.func, such as vmap or grad, is at work."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def suits(x: Tensor, weight: Tensor) -> bool:
+    """Whether kernels of ours have a rule for x and for what is at work: see `fused_layers`."""
+    fits = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype.is_floating_point
+    return on() and fits and not inside_transform()
+
+
 def worthwhile(x: Tensor, weight: Tensor) -> bool:
-    """Whether `batch_norm` is faster than torch's, and has a rule for what is at work."""
-    fits = x.device.type == "cpu" and x.dtype == weight.dtype and x.numel() >= WORTHWHILE
-    return fits and not inside_transform()
+    """Whether `batch_norm` is faster than torch's, too."""
+    return x.numel() >= WORTHWHILE and suits(x, weight)
 
 
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -70,7 +96,7 @@ class _Gradient(Function):
         # The gradient of <v, w r P g> + <a, sum(g x')> + <b, sum(g)>, with dx' = r P dx and dr = -r^2 mean(x' dx).
         g, x, weight, mean, r, g_x, g_sum = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated once more
-            return *_by_torch((g, x, weight), (v, a, b), ctx.eps), None, None, None
+            return *by_torch(_norm, (g, x, weight), (v, a, b), ctx.eps), None, None, None
         of_v, v_x, v_sum = aten.native_batch_norm_backward(
             v, x, weight, None, None, mean, r, True, ctx.eps, [True] * 3
         )  # w r P v, sum(v x') and sum(v)
@@ -91,9 +117,18 @@ class _Gradient(Function):
         return of_g, of_x, n * r * (covariance - v_x * g_x), None, None, None
 
 
-def _by_torch(inputs: tuple[Tensor, ...], upstream: tuple[Tensor, ...], eps: float) -> tuple[Tensor, ...]:
+def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+
+
+def by_torch(
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], upstream: tuple[Tensor, ...], eps: float
+) -> tuple[Tensor, ...]:
+    """What upstream gradients of the gradient of function(x, weight, bias, eps) are for g, x and weight, by torch.
+
+    inputs: g, x and weight; upstream: of the gradients of x, weight and bias. To be differentiated further.
+    """
     g, x, weight = inputs = tuple(t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs)
     bias = torch.zeros_like(weight, requires_grad=True)
-    y = F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
-    gradient = torch.autograd.grad(y, (x, weight, bias), g, create_graph=True)
+    gradient = torch.autograd.grad(function(x, weight, bias, eps), (x, weight, bias), g, create_graph=True)
     return torch.autograd.grad(gradient, inputs, upstream, create_graph=True)

@@ -14,25 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from innerloop.nets import fused
+from innerloop.nets import fused, fused_pool
 from innerloop.precision import full
 
 Moments = tuple[Tensor, Tensor]
 Source = Callable[["BatchNorm", Tensor], Moments]
 """(a batch norm or its copy with other weights, its input) -> the mean and variance of each channel to use."""
 
-_fused: ContextVar[bool] = ContextVar("_fused", default=False)
 _source: ContextVar[Source | None] = ContextVar("_source", default=None)
-
-
-@contextmanager
-def fused_norms() -> Iterator[None]:
-    """Inside, batch norm uses torch's fused kernel: faster, exact without vmap, wrong under it. The loop engine's."""
-    token = _fused.set(True)
-    try:
-        yield
-    finally:
-        _fused.reset(token)
 
 
 @contextmanager
@@ -104,13 +93,20 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x, source = full(x), _source.get()
-        if source is None and _fused.get():
+        if source is None and fused.on():
             if fused.worthwhile(x, self.weight):
                 return fused.batch_norm(x, self.weight, self.bias, self.eps)
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
         mean, variance = moments(x) if source is None else source(self, x)
         scale = (variance + self.eps).rsqrt() * self.weight
         return (x - mean.view(_per_channel(x))) * scale.view(_per_channel(x)) + self.bias.view(_per_channel(x))
+
+
+def norm_max_pool(norm: nn.Module, x: Tensor) -> Tensor:
+    """The 2x2 max-pool of norm(x). x: (n, channels, height, width)."""
+    if isinstance(norm, BatchNorm) and _source.get() is None and fused.suits(full(x), norm.weight):
+        return fused_pool.batch_norm_max_pool(full(x), norm.weight, norm.bias, norm.eps)
+    return F.max_pool2d(norm(x), 2)
 
 
 def _per_channel(x: Tensor) -> tuple[int, ...]:

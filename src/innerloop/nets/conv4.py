@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from math import prod
 
-import torch
 from torch import Tensor, nn
 
 from innerloop.episodes import InputError
 from innerloop.nets import fused
-from innerloop.nets.channels_last import conv2d
 from innerloop.nets.dense import ACTIVATIONS, choose
 from innerloop.nets.norm import NORMS, norm_max_pool
 
@@ -24,8 +22,7 @@ class ConvNorm(nn.Module):
     def __init__(self, channels: int, width: int, norm: str, kernel: int = 3, stride: int = 1) -> None:
         super().__init__()
         # A bias before a norm that removes the mean is dead weight.
-        self.padding = (kernel // 2, kernel // 2)
-        self.conv = nn.Conv2d(channels, width, kernel, stride, self.padding, bias=norm != "batch")
+        self.conv = nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=norm != "batch")
         self.norm = choose("norm", norm, NORMS)(width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,10 +30,7 @@ class ConvNorm(nn.Module):
 
     def convolved(self, x: Tensor) -> Tensor:
         """The convolution alone."""
-        conv = self.conv
-        if conv.bias is None and fused.suits(x, conv.weight) and not torch.is_autocast_enabled("cpu"):
-            return conv2d(x, conv.weight, conv.stride, self.padding)
-        return conv(x)
+        return self.conv(fused.channels_last(x) if fused.suits(x, self.conv.weight) else x)
 
 
 class Block(ConvNorm):

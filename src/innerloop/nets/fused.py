@@ -53,6 +53,15 @@ def worthwhile(x: Tensor, weight: Tensor) -> bool:
     return x.numel() >= WORTHWHILE and suits(x, weight)
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """x, (n, channels, height, width), with the channels of a position side by side in memory; with one channel, too,
+    where torch sees no difference. Convolutions, norms and pools on the CPU hand the layout on, and are faster in it.
+    """
+    if x.shape[1] == 1:
+        return x.contiguous().view(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """`torch.nn.functional.batch_norm` by the statistics of x, (n, channels, *positions), to be differentiated twice.
 

@@ -11,10 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from innerloop.nets.channels_last import channels_last
-from innerloop.nets.fused import by_torch
+from innerloop.nets.fused import by_torch, channels_last, suits
 
 aten = torch.ops.aten
+
+WORTHWHILE = 2**17
+"""Entries from which it is faster: with less to do, threads wait for each other where nodes are written in Python.
+
+From the max-pool workloads of scripts/benchmark.py at two workers, with this at 1, at 2**17 and out of reach.
+"""
+
+
+def worthwhile(x: Tensor, weight: Tensor) -> bool:
+    """Whether `batch_norm_max_pool` is faster than a norm and a pool, and has a rule for what is at work."""
+    return x.numel() >= WORTHWHILE and suits(x, weight)
 
 
 def batch_norm_max_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -104,7 +104,7 @@ class BatchNorm(nn.Module):
 
 def norm_max_pool(norm: nn.Module, x: Tensor) -> Tensor:
     """The 2x2 max-pool of norm(x). x: (n, channels, height, width)."""
-    if isinstance(norm, BatchNorm) and _source.get() is None and fused.suits(full(x), norm.weight):
+    if isinstance(norm, BatchNorm) and _source.get() is None and fused_pool.worthwhile(full(x), norm.weight):
         return fused_pool.batch_norm_max_pool(full(x), norm.weight, norm.bias, norm.eps)
     return F.max_pool2d(norm(x), 2)
 

@@ -63,7 +63,8 @@ def test_third_derivative() -> None:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("engine", ["loop", "threads"])
-def test_meta_gradient_is_the_elementary_norms(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+def test_meta_gradient_is_the_elementary_norms(engine: str, downsample: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which the vmap engine has, where nothing is fused."""
     batch, found = class_batch(tasks=2, ways=3, shots=2, queries=2, shape=(1, 17, 17)), []
     used: list[Tensor] = []
@@ -72,7 +73,7 @@ def test_meta_gradient_is_the_elementary_norms(engine: str, monkeypatch: pytest.
     monkeypatch.setattr(fused, "batch_norm", lambda *args: used.append(args[0]) or batch_norm(*args))  # type: ignore[func-returns-value]
     for kind in (engine, "vmap"):
         torch.manual_seed(0)
-        net = Conv4((1, 17, 17), 3, width=4).double()
+        net = Conv4((1, 17, 17), 3, width=4, downsample=downsample).double()
         learner = MAML(net, cross_entropy, inner_lr=0.1, inner_steps=2, engine=kind)
         used.clear()
         found.append(meta_gradient(learner, batch)[1])

@@ -61,13 +61,13 @@ def test_norm_and_pool_by_finite_differences(shape: tuple[int, ...], factors: st
     given = pooled_inputs(shape, factors)
     if frozen is not None:
         given[frozen].requires_grad_(False)
-    close([pooled(*given)], [fused_pool.by_elements(*given, EPS)], tolerance=1e-12)
+    close([pooled(*given)], [fused_pool.norm_then_pool(*given, EPS)], tolerance=1e-12)
     assert torch.autograd.gradcheck(pooled, given, eps=1e-7, check_undefined_grad=False)
     assert torch.autograd.gradgradcheck(pooled, given, eps=1e-7, check_undefined_grad=False)
 
 
 def test_third_derivative() -> None:
-    functions = (pooled, lambda *given: fused_pool.by_elements(*given, EPS))
+    functions = (pooled, lambda *given: fused_pool.norm_then_pool(*given, EPS))
     given = pooled_inputs((2, 3, 4, 4), "mixed")
     found = []
     for function in functions:

@@ -1,4 +1,4 @@
-"""Torch's fused batch norm on the CPU with a quicker second derivative."""
+"""Where layers may use fused kernels and which layout suits them; batch norm with a quicker second derivative."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -118,12 +118,21 @@ class _Gradient(Function):
 
         normal = torch.addcmul(each(-mean * r), x, each(r))
         of_g = of_v.addcmul_(normal, each(a)).add_(each(b))
-        slope, direct = weight * r * r, a * r
-        by_v, by_g = -slope * g_x, direct - slope * v_x
-        by_normal = slope * (3 * v_x * g_x - covariance) - direct * g_x
+        by_v, by_g, by_normal = factors(weight, r, a, v_x, g_x, covariance)
         of_x = torch.addcmul(each(-by_v * v_mean - by_g * g_mean), normal, each(by_normal))
         of_x.addcmul_(v, each(by_v)).addcmul_(g, each(by_g))
         return of_g, of_x, n * r * (covariance - v_x * g_x), None, None, None
+
+
+def factors(
+    weight: Tensor, r: Tensor, a: Tensor, v_x: Tensor, g_x: Tensor, covariance: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What v, g and x' are multiplied by, a channel at a time, in the gradient of x of the second derivative.
+
+    See `_Gradient`. v_x and g_x: the means of v x' and g x'; covariance: that of v and g.
+    """
+    slope, direct = weight * r * r, a * r
+    return -slope * g_x, direct - slope * v_x, slope * (3 * v_x * g_x - covariance) - direct * g_x
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

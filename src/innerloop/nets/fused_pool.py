@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from innerloop.nets.fused import by_torch, channels_last, suits
+from innerloop.nets.fused import by_torch, channels_last, factors, suits
 
 aten = torch.ops.aten
 
@@ -35,7 +35,7 @@ def batch_norm_max_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> 
     return _Pooled.apply(channels_last(x), weight, bias, eps)
 
 
-def by_elements(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def norm_then_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """The same by torch's functions."""
     return F.max_pool2d(F.batch_norm(x, None, None, weight, bias, training=True, eps=eps), 2)
 
@@ -111,7 +111,7 @@ class _PooledGradient(Function):
     def backward(ctx: Any, v: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor | None, ...]:
         g, x, weight, mean, r, normal, index, g_x, g_sum = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated once more
-            return *by_torch(by_elements, (g, x, weight), (v, a, b), ctx.eps), *[None] * 5
+            return *by_torch(norm_then_pool, (g, x, weight), (v, a, b), ctx.eps), *[None] * 5
         v = channels_last(v)
         # sum(v x') and sum(v), as in `fused._Gradient`, but not the gradient of x.
         sums = aten.native_batch_norm_backward(v, x, weight, None, None, mean, r, True, ctx.eps, [False, True, True])
@@ -121,9 +121,8 @@ class _PooledGradient(Function):
         covariance = _total(v_kept * g) / n - v_mean * g_mean
         of_g = (v_kept - _each(v_mean)).mul_(_each(weight * r))
         of_g.addcmul_(normal, _each(a - weight * r * v_x)).add_(_each(b))
-        slope, direct = weight * r * r, a * r
-        by_v, by_g = -slope * g_x, direct - slope * v_x
-        by_x = (slope * (3 * v_x * g_x - covariance) - direct * g_x) * r
+        by_v, by_g, by_normal = factors(weight, r, a, v_x, g_x, covariance)
+        by_x = by_normal * r
         of_x = torch.addcmul(_each(-by_v * v_mean - by_g * g_mean - mean * by_x), x, _each(by_x))
         _add_at(of_x.addcmul_(v, _each(by_v)), index, g * _each(by_g))
         return of_g, of_x, n * r * (covariance - v_x * g_x), *[None] * 5

@@ -92,9 +92,10 @@ import sys, torch
 sys.path.insert(0, sys.argv[1])
 from conftest import class_batch, cross_entropy
 from innerloop.learners import MAML
-from innerloop.memory import largest_resident_set
+from innerloop.memory import largest_resident_set, return_freed
 from innerloop.nets import Conv4
 torch.set_num_threads(1)
+return_freed()  # else the peak is also that of what lies about in the heap
 
 def peak(steps, checkpoint, shots=5, queries=15):
     batch = class_batch(2, 5, shots, queries, (1, 28, 28))

@@ -2,15 +2,17 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
-from conftest import class_batch, cross_entropy, randomise, regression_batch
+from conftest import class_batch, cross_entropy, randomise, regression_batch, squared
+from test_meta_gradient import close
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from innerloop.adaptation import Engine
-from innerloop.episodes import Episode, InputError, apply, tasks_of, weights_of, with_weights
+from innerloop.episodes import Episode, InputError, Samples, apply, tasks_of, weights_of, with_weights
 from innerloop.learners import MAML, MetaLearner
 from innerloop.nets import MLP, Conv4, ResNet12
 
@@ -89,6 +91,71 @@ def test_what_fails_in_a_thread_fails() -> None:
 def test_threads_are_for_the_cpu() -> None:
     with pytest.raises(InputError, match="engine=threads is for the CPU"):
         Engine("threads", []).resolve(torch.device("cuda"))
+
+
+# What a GPU's memory holds. Here, a loss or a gradient that says it is full where too many tasks come at once.
+
+
+def at_once(t: Tensor) -> int:
+    """How many tasks' values this tensor holds under vmap."""
+    layers = torch._C._functorch
+    while layers.is_functorch_wrapped_tensor(t):
+        batched, t = layers.is_batchedtensor(t), layers.get_unwrapped(t)
+    return t.shape[0] if batched else 1
+
+
+def small_gpu(room: int, seen: list[int]) -> MetaLearner:
+    torch.manual_seed(0)
+
+    def loss(net: nn.Module, weights: dict[str, Tensor], samples: Samples) -> Tensor:
+        if samples.x.shape[0] == 4 and torch._C._functorch.is_functorch_wrapped_tensor(samples.x):
+            seen.append(at_once(samples.x))
+            if seen[-1] > room:
+                raise torch.OutOfMemoryError
+        return squared(net, weights, samples)
+
+    return MAML(MLP(3, [5], 1), loss, inner_steps=1)
+
+
+@pytest.mark.usefixtures("float64")
+def test_tasks_that_exceed_the_memory_are_run_in_halves(caplog: pytest.LogCaptureFixture) -> None:
+    batch, seen = regression_batch(9, 4, 2), list[int]()
+    caplog.set_level("WARNING", "innerloop")
+    learner = small_gpu(3, seen)
+    found = all_of(learner, batch)
+    assert seen[:5] == [9, 5, 3, 3, 3]
+    assert [message.split(":")[0] for message in caplog.messages][:2] == [
+        "9 tasks at once exceed the memory of the GPU",
+        "5 tasks at once exceed the memory of the GPU",
+    ]
+    close(found, all_of(small_gpu(9, []), batch))
+    seen.clear()
+    all_of(learner, batch)
+    assert max(seen) == 3, "what fitted is not remembered"
+
+
+def test_a_gradient_that_exceeds_the_memory_halves_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, seen, raised = regression_batch(4, 4, 2), list[int](), list[bool]()
+    whole = torch.autograd.grad
+
+    def grad(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
+        if options == {"allow_unused": True} and not raised:  # the meta-gradient, the first time
+            raised.append(True)
+            raise torch.OutOfMemoryError
+        return whole(*arguments, **options)
+
+    wanted = all_of(small_gpu(4, []), batch)
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    close(all_of(small_gpu(4, seen), batch), wanted, tolerance=1e-5)
+    assert seen[:3] == [4, 2, 2]
+
+
+@pytest.mark.parametrize(("chunk", "room"), [(3, 2), (None, 0)])
+def test_a_chunk_that_was_asked_for_and_a_single_task_are_not_halved(chunk: int | None, room: int) -> None:
+    learner = small_gpu(room, [])
+    learner.engine.chunk = chunk
+    with pytest.raises(torch.OutOfMemoryError):
+        all_of(learner, regression_batch(3, 4, 2))
 
 
 # Nets with given weights.

@@ -2,10 +2,11 @@
 
 import contextvars
 import itertools
+import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from innerloop.adaptation.recompute import autocast
 from innerloop.episodes import Episode, InputError, MetaBatch, number_of_tasks, tasks_of
 from innerloop.nets.conv4 import convolutional
 from innerloop.nets.fused import fused_layers
+
+log = logging.getLogger("innerloop")
 
 ENGINES = ("auto", "loop", "threads", "vmap")
 
@@ -32,9 +35,9 @@ class Engine:
     kind: "loop" keeps one task's graph at a time. "threads" runs `chunk` tasks at once (None: as many as torch has
     threads), each in a thread that loops over an equal, consecutive share of the tasks with its part of torch's
     threads, and adds up their gradients in order: the same numbers each time, for one number of threads. What tasks
-    share must then be left alone: call nets by `innerloop.episodes.apply`. "vmap" runs `chunk` tasks at once (None:
-    all). "auto" is threads for convolutions on the CPU, where vmap would make slow grouped convolutions of them, and
-    vmap otherwise.
+    share must then be left alone: call nets by `innerloop.episodes.apply`. "vmap" runs `chunk` tasks at once (None: all
+    or, where they exceed a GPU's memory, half as many, and so on). "auto" is threads for convolutions on the CPU, where
+    vmap would make slow grouped convolutions of them, and vmap otherwise.
     A meta-batch that is a list of tasks, whose shapes may differ, is never run by vmap; InputError if kind is "vmap".
     compile: meta-gradients under vmap by a compiled function, see `compiled`.
     """
@@ -48,6 +51,7 @@ class Engine:
             raise InputError(f"chunk must be above zero, got {chunk}")
         self.kind, self.modules, self.chunk, self.compile = kind, modules, chunk, compile
         self._checked = False
+        self._fitted: dict[Callable, int] = {}
         self._compiled: dict[Hashable, ValueAndGrad] = {}
 
     def resolve(self, device: torch.device, ragged: bool = False) -> str:
@@ -87,7 +91,7 @@ class Engine:
         def of_share(share: MetaBatch) -> tuple[Tensor, list[Tensor], list[Outputs]]:
             total = torch.zeros((), device=tree_leaves(batch)[0].device)
             gradient, outputs = [torch.zeros_like(p) for p in parameters], []
-            for value, parts, out in pieces(share):
+            for value, parts, out in self._pieces(of_piece, objective, share):
                 for g, part in zip(gradient, parts, strict=True):
                     if part is not None:
                         g += part
@@ -95,14 +99,15 @@ class Engine:
                 outputs.append(out)
             return total, gradient, outputs
 
-        def pieces(share: MetaBatch) -> Iterator[tuple[Tensor, Sequence[Tensor | None], Outputs]]:
+        of_tasks = self._of_tasks(objective, batch)
+
+        def of_piece(tasks: Episode) -> tuple[Tensor, Sequence[Tensor | None], Outputs]:
             if self.compile and not eager:
-                for value, sums, out in self._run_compiled(objective, parameters, share):
-                    yield value / count, [g / count for g in sums], out
-                return
-            for losses, out in self._run(objective, share):
-                parts = torch.autograd.grad(losses.sum() / count, parameters, allow_unused=True)
-                yield losses.detach().sum() / count, parts, tree_map(torch.detach, out)
+                value, sums, out = self._compiled_for(objective, parameters, tasks)(parameters, tasks)
+                return value / count, [g / count for g in sums], out
+            losses, out = of_tasks(tasks)
+            parts = torch.autograd.grad(losses.sum() / count, parameters, allow_unused=True)
+            return losses.detach().sum() / count, parts, tree_map(torch.detach, out)
 
         (total, gradient, outputs), *others = self._each_share(of_share, batch)
         for value, other, out in others:
@@ -113,10 +118,12 @@ class Engine:
 
     def map(self, function: Callable[[Episode], Outputs], batch: MetaBatch) -> Outputs:
         """The function's outputs, stacked over the tasks; no graph to the meta-parameters is kept."""
+        with torch.no_grad():
+            of_tasks = self._of_tasks(function, batch)
 
         def of_share(share: MetaBatch) -> list[Outputs]:
             with torch.no_grad():
-                return list(self._run(function, share))
+                return list(self._pieces(of_tasks, function, share))
 
         return _join([out for outputs in self._each_share(of_share, batch) for out in outputs])
 
@@ -149,38 +156,57 @@ class Engine:
     def _kind_for(self, batch: MetaBatch) -> str:
         return self.resolve(tree_leaves(batch)[0].device, ragged=isinstance(batch, list))
 
-    def _run(self, function: Callable, batch: MetaBatch) -> Iterator:
-        if self._kind_for(batch) != "vmap":
-            for episode in tasks_of(batch):
-                with fused_layers():
-                    result = function(episode)
-                yield tree_map(lambda t: t.unsqueeze(0), result)
-            return
-        self._refuse_inexact(function, batch)
-        for chunk in self._chunks(batch):
-            yield torch.vmap(function)(chunk)
+    def _of_tasks(self, function: Callable, batch: MetaBatch) -> Callable[[Episode], Any]:
+        """The function of a piece of this meta-batch, see `_pieces`, with the results stacked over its tasks."""
+        if self._kind_for(batch) == "vmap":
+            self._refuse_inexact(function, batch)
+            return torch.vmap(function)
 
-    def _run_compiled(self, objective: Objective, parameters: Sequence[Tensor], batch: MetaBatch) -> Iterator:
-        self._refuse_inexact(objective, batch)
-        for chunk in self._chunks(batch):
-            shapes = [(t.shape, t.dtype, t.device) for t in (*parameters, *tree_leaves(chunk))]
-            autocast = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
-            key = (objective, *map(id, parameters), *shapes, *autocast)
-            if key not in self._compiled:
-                self._compiled[key] = compiled(objective, parameters, chunk)
-            yield self._compiled[key](parameters, chunk)
+        def of_task(episode: Episode) -> Any:
+            with fused_layers():
+                result = function(episode)
+            return tree_map(lambda t: t.unsqueeze(0), result)
+
+        return of_task
+
+    def _pieces(self, of_piece: Callable[[Episode], Result], function: Callable, batch: MetaBatch) -> Iterator[Result]:
+        """What comes of each piece of the meta-batch in order: a task or, under vmap, a chunk of tasks.
+
+        function: what is asked of each task; what fitted a device's memory once is remembered for it.
+        """
+        if self._kind_for(batch) != "vmap":
+            yield from map(of_piece, tasks_of(batch))
+            return
+        start, count = 0, number_of_tasks(batch)
+        while start < count:
+            size = min(self.chunk or self._fitted.get(function, count), count - start)
+            piece = tree_map(lambda t, first=start, end=start + size: t[first:end], batch)
+            try:
+                result = of_piece(piece)
+            except torch.OutOfMemoryError:
+                if self.chunk is not None or size == 1:
+                    raise
+            else:
+                yield result
+                start += size
+                continue
+            # Behind the except clause, where the graph is gone that the exception's frames hold.
+            self._fitted[function] = half = (size + 1) // 2
+            log.warning("%d tasks at once exceed the memory of the GPU: from now on %d at once", size, half)
+
+    def _compiled_for(self, objective: Objective, parameters: Sequence[Tensor], chunk: Episode) -> ValueAndGrad:
+        shapes = [(t.shape, t.dtype, t.device) for t in (*parameters, *tree_leaves(chunk))]
+        autocast = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
+        key = (objective, *map(id, parameters), *shapes, *autocast)
+        if key not in self._compiled:
+            self._compiled[key] = compiled(objective, parameters, chunk)
+        return self._compiled[key]
 
     def _refuse_inexact(self, function: Callable, batch: MetaBatch) -> None:
         if not self._checked:
             with RefuseInexact():
                 function(tasks_of(batch)[0])
             self._checked = True
-
-    def _chunks(self, batch: MetaBatch) -> Iterator[Episode]:
-        count = number_of_tasks(batch)
-        size = self.chunk or count
-        for start in range(0, count, size):
-            yield tree_map(lambda t, start=start: t[start : start + size], batch)
 
 
 def thread_settings() -> Callable[[], AbstractContextManager[None]]:

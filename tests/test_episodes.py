@@ -16,7 +16,17 @@ from test_few_shot_images import numbered
 from torch import Tensor
 
 from innerloop.datamodule import Blocks, EpisodeDataModule, Share
-from innerloop.episodes import SPLITS, Episode, InputError, MetaBatch, Samples, episode_rng, stack, tasks_of
+from innerloop.episodes import (
+    SPLITS,
+    Episode,
+    InputError,
+    MetaBatch,
+    Samples,
+    episode_rng,
+    number_of_tasks,
+    stack,
+    tasks_of,
+)
 from innerloop.learners import MAML
 from innerloop.nets import MLP
 from innerloop.tasks.hyperplane import Hyperplane
@@ -75,7 +85,7 @@ def forking() -> Iterator[None]:
 
 
 @every_family
-def test_workers_change_nothing(tasks: Any, forking: None) -> None:
+def test_workers_and_the_size_of_evaluations_change_nothing(tasks: Any, forking: None) -> None:
     assert equal(train_stream(20, tasks=tasks, num_workers=2), train_stream(20, tasks=tasks))
     # 11 episodes in 3 meta-batches: more than the workers, and the last is cut.
     for loader in ("val_dataloader", "test_dataloader"):
@@ -83,6 +93,9 @@ def test_workers_change_nothing(tasks: Any, forking: None) -> None:
         one, two = (flat(getattr(EpisodeDataModule(**few, num_workers=n), loader)()) for n in (0, 2))
         assert len(one) == 11
         assert equal(one, two)
+        wide = EpisodeDataModule(**few, eval_batch_size=6)
+        assert equal(one, flat(getattr(wide, loader)()))
+        assert [number_of_tasks(batch) for batch in getattr(wide, loader)()] == [6, 5]
 
 
 @every_family
@@ -253,7 +266,7 @@ def test_a_meta_batch_that_ranks_cannot_share_is_refused() -> None:
         module.train_dataloader()
 
 
-SIZES = ["meta_batch_size", "val_episodes", "test_episodes", "seed", "eval_seed", "num_workers"]
+SIZES = ["meta_batch_size", "eval_batch_size", "val_episodes", "test_episodes", "seed", "eval_seed", "num_workers"]
 
 
 @pytest.mark.parametrize("name", SIZES)

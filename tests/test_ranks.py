@@ -232,9 +232,13 @@ def refused(*arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trainer.precision=16-mixed"], "trainer.precision=16-mixed: choose one of 32-true, bf16-mixed, 64-true"),
+        (
+            ["trainer.precision=16-mixed"],
+            "trainer.precision=16-mixed: choose one of 32-true, tf32, bf16-mixed, 64-true",
+        ),
         (["trainer.precision=half"], "trainer.precision=half: choose one of 32-true"),
         (["trainer.precision=bf16-true"], "trainer.precision=bf16-true: choose one of 32-true"),
+        (["trainer.precision=tf32"], "trainer.precision=tf32: only GPUs compute in it"),
         (["trainer.strategy=fsdp"], "trainer.strategy=fsdp: choose one of auto, ddp"),
         (["trainer.devices=0"], "trainer.devices=0: give a number above zero"),
         (["trainer.devices=two"], "trainer.devices=two: give a number above zero"),
@@ -254,7 +258,7 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         for devices, total in {"auto": 2, "-1": 2, "1": 1, "[1]": 1, "[0,1]": 2}.items():
             trainer = compose("train", ["trainer=ddp", f"trainer.devices={devices}"]).trainer
             assert ranks.ranks(trainer).total == total
-            check(compose("train", ["trainer=ddp", f"trainer.devices={devices}"]))
+            check(compose("train", ["trainer=ddp", f"trainer.devices={devices}", "trainer.precision=tf32"]))
 
 
 def test_ranks_that_others_started_must_share_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,9 @@ class EpisodeDataModule(LightningDataModule):
 
     meta_batch_size: tasks a training meta-batch, over all ranks. seed: of the training stream.
     eval_seed: of the validation and test episodes: a fixed list, the same for every run whose data are the same.
-    val_episodes, test_episodes: the length of these lists. num_workers: changes nothing but speed.
+    val_episodes, test_episodes: the length of these lists.
+    eval_batch_size: episodes a rank evaluates at once, None: as many as a training meta-batch has. Like num_workers, it
+        changes nothing but speed.
     """
 
     def __init__(
@@ -93,9 +95,12 @@ class EpisodeDataModule(LightningDataModule):
         val_episodes: int = 200,
         test_episodes: int = 1000,
         num_workers: int = 0,
+        eval_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"meta_batch_size": meta_batch_size, "val_episodes": val_episodes, "test_episodes": test_episodes}
+        self.eval_batch_size = meta_batch_size if eval_batch_size is None else eval_batch_size
+        sizes = {"meta_batch_size": meta_batch_size, "eval_batch_size": self.eval_batch_size}
+        sizes |= {"val_episodes": val_episodes, "test_episodes": test_episodes}
         for name, value in sizes.items():
             if value < 1:
                 raise InputError(f"{name} must be above zero, got {value}")
@@ -129,7 +134,7 @@ class EpisodeDataModule(LightningDataModule):
     def _evaluation(self, split: Split, total: int) -> EpisodeLoader:
         if total < self._place()[1]:
             raise InputError(f"{total} {split} episodes cannot be shared by {self._place()[1]} ranks")
-        return self._loader(split, self.eval_seed, Share(total, self.meta_batch_size, *self._place()), lambda: 0)
+        return self._loader(split, self.eval_seed, Share(total, self.eval_batch_size, *self._place()), lambda: 0)
 
     def _loader(
         self, split: Split, seed: int, ranges: Callable[[int], range], position: Callable[[], int]

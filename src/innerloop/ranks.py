@@ -60,11 +60,14 @@ def is_first() -> bool:
     return int(os.environ.get(name, 0)) == 0
 
 
+def on_gpu(trainer: TrainerSettings) -> bool:
+    return trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and torch.cuda.is_available())
+
+
 def ranks(trainer: TrainerSettings) -> Ranks:
     """How many ranks there are to be. InputError for what cannot be."""
     devices = trainer.devices
-    on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and torch.cuda.is_available())
-    there = torch.cuda.device_count() if on_gpu else 1
+    there = torch.cuda.device_count() if on_gpu(trainer) else 1
     wanted = _count(devices, there)
     if wanted is None:
         raise InputError(f"trainer.devices={devices}: give a number above zero, a list of GPUs, or auto")
@@ -76,7 +79,7 @@ def ranks(trainer: TrainerSettings) -> Ranks:
                 f"use trainer.devices={outside.devices}"
             )
         return outside
-    if on_gpu and wanted > there:
+    if on_gpu(trainer) and wanted > there:
         raise InputError(f"trainer.devices={devices}: only {there} GPUs are visible")
     return Ranks(wanted, 1)
 
@@ -87,6 +90,8 @@ def check_trainer(trainer: TrainerSettings, shared: Mapping[str, int | None]) ->
         raise InputError(f"trainer.strategy={trainer.strategy}: choose one of {', '.join(STRATEGIES)}")
     if trainer.precision not in precision.CHOICES:
         raise InputError(f"trainer.precision={trainer.precision}: choose one of {', '.join(precision.CHOICES)}")
+    if trainer.precision == precision.TENSOR_FLOAT and not on_gpu(trainer):
+        raise InputError("trainer.precision=tf32: only GPUs compute in it, and this run is not on one; use 32-true")
     total = ranks(trainer).total
     for name, tasks in shared.items():
         if tasks is not None and 0 < tasks < total:

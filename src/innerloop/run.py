@@ -40,6 +40,7 @@ from innerloop.jobs import as_job
 from innerloop.learners import MetaLearner
 from innerloop.memory import keep_freed
 from innerloop.naming import label
+from innerloop.precision import TENSOR_FLOAT, set_tensor_float
 from innerloop.ranks import check_launch, check_trainer, is_first, join, placement, share_of_cores, together
 from innerloop.record import RESULTS, environment, read_checkpoint, recorded, write_json
 from innerloop.reporting import closing_table, draw_plots, episode_rows, flatten, test_results, write_episodes
@@ -81,6 +82,9 @@ def build(cfg: DictConfig) -> Parts:
         test_episodes=plain["test"]["episodes"],
         **arguments(of_module, EpisodeDataModule, "data"),
     )
+    if learner.engine.resolve(torch.device("cpu")) == "vmap":
+        # Dense nets: most of a call's time is the call's, and without a graph for the meta-gradient there is room.
+        module.eval_batch_size *= 4
     if tasks.varied_ways and not learner.adaptation.frees_ways:
         raise InputError(
             f"algo={plain['algo']['name']} has a fixed head of {tasks.output_size} ways: data.min_ways needs a learner "
@@ -291,6 +295,7 @@ def make_trainer(cfg: DictConfig, learner: MetaLearner, **extra: Any) -> Trainer
     threads = t.threads or (1 if learner.engine.resolve(torch.device("cpu")) == "vmap" else share_of_cores(t))
     if threads is not None:
         torch.set_num_threads(threads)
+    set_tensor_float(t.precision == TENSOR_FLOAT)
     _quiet()
     try:
         return Trainer(
@@ -299,7 +304,7 @@ def make_trainer(cfg: DictConfig, learner: MetaLearner, **extra: Any) -> Trainer
             limit_train_batches=min(t.val_every, t.max_steps) * learner.accumulate,
             log_every_n_steps=min(t.log_every, t.max_steps),
             accelerator=t.accelerator,
-            precision=t.precision,
+            precision="32-true" if t.precision == TENSOR_FLOAT else t.precision,
             deterministic=t.deterministic,
             num_sanity_val_steps=0,
             inference_mode=False,

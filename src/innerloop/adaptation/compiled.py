@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from innerloop.episodes import Episode, InputError, with_weights
+from innerloop.precision import reduced
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def compiled(objective: Callable, parameters: Sequence[Tensor], batch: Episode) 
     except InductorError as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"compile=true needs what torch.compile needs, on the CPU a C++ compiler: {reason}") from error
-    check(found, (losses, slope), 5e-2 if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))) else 1e-3)
+    check(found, (losses, slope), 5e-2 if reduced() else 1e-3)
     log.info("compiled the meta-step in %.0f s", time.perf_counter() - begin)
     return lambda parameters, batch: fast([p.detach() for p in parameters], tree_flatten(batch)[0])
 

@@ -51,7 +51,7 @@ class Engine:
             raise InputError(f"chunk must be above zero, got {chunk}")
         self.kind, self.modules, self.chunk, self.compile = kind, modules, chunk, compile
         self._checked = False
-        self._fitted: dict[Callable, int] = {}
+        self.fitted: dict[Callable, int] = {}
         self._compiled: dict[Hashable, ValueAndGrad] = {}
 
     def resolve(self, device: torch.device, ragged: bool = False) -> str:
@@ -179,7 +179,7 @@ class Engine:
             return
         start, count = 0, number_of_tasks(batch)
         while start < count:
-            size = min(self.chunk or self._fitted.get(function, count), count - start)
+            size = min(self.chunk or self.fitted.get(function, count), count - start)
             piece = tree_map(lambda t, first=start, end=start + size: t[first:end], batch)
             try:
                 result = of_piece(piece)
@@ -191,7 +191,7 @@ class Engine:
                 start += size
                 continue
             # Behind the except clause, where the graph is gone that the exception's frames hold.
-            self._fitted[function] = half = (size + 1) // 2
+            self.fitted[function] = half = (size + 1) // 2
             log.warning("%d tasks at once exceed the memory of the GPU: from now on %d at once", size, half)
 
     def _compiled_for(self, objective: Objective, parameters: Sequence[Tensor], chunk: Episode) -> ValueAndGrad:

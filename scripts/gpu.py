@@ -1,0 +1,292 @@
+"""What only a GPU can show of innerloop, for its owner to run once: python scripts/gpu.py --out DIR.
+
+    pip install -e . && python scripts/gpu.py --out DIR
+
+- agreement: whether each engine's meta-gradient there is that of a loop on the CPU, in float64, to 1e-10.
+- precision: what float32, TensorFloat-32 and bfloat16 make of a whole meta-batch's meta-gradient: its distance to
+  float64's, over the norm of that one, and the cosine between the two.
+- speed: milliseconds a meta-step by engine and precision, medians of rounds in which they take turns, times
+  learn2learn's speed where that is at hand, and the peak of what torch had allocated.
+- memory: whether a meta-batch that exceeds the memory is run in parts, with the same meta-gradient.
+- runs: short runs of train.py, in each precision, and on all GPUs where there are several.
+
+The workloads are those of scripts/benchmark.py. DIR gets gpu.json and gpu.md. What fails is written down, the rest goes
+on, and the exit status is 1. `--device cpu --tiny` tries out the script itself.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from benchmark import above_zero, machine
+from benchmark_programs import (  # makes src/ importable, too
+    ROOT,
+    TOLERANCE,
+    WORKLOADS,
+    Workload,
+    expose_learn2learn,
+    fetched_learn2learn,
+    of,
+)
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from innerloop.episodes import Episode, InputError
+from innerloop.learners import MAML
+from innerloop.precision import set_tensor_float
+
+PRECISIONS = ("32-true", "tf32", "bf16-mixed")
+CAPPED = "mini_imagenet"
+"""The workload whose memory is cut short."""
+ALL_AT_ONCE: dict[str, Any] = {"engine": "vmap"}
+Line = dict[str, Any]
+
+
+def engines(workload: Workload) -> dict[str, dict[str, Any]]:
+    """Name -> settings of the learner. Compilation is for dense nets."""
+    quarter = max(workload.tasks // 4, 1)
+    found: dict[str, dict[str, Any]] = {"loop": {"engine": "loop"}, "vmap": ALL_AT_ONCE}
+    found[f"vmap, chunk {quarter}"] = ALL_AT_ONCE | {"chunk": quarter}
+    return found if workload.form else found | {"compiled": ALL_AT_ONCE | {"compile": True}}
+
+
+def placed(workload: Workload, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Episode]:
+    """The workload's net and meta-batch."""
+
+    def moved(t: Tensor) -> Tensor:
+        return t.to(device, dtype) if t.is_floating_point() else t.to(device)
+
+    return workload.net().to(device, dtype), tree_map(moved, workload.batch())
+
+
+@contextlib.contextmanager
+def in_precision(name: str, device: torch.device) -> Iterator[None]:
+    """As in a run with this trainer.precision."""
+    set_tensor_float(name == "tf32")
+    try:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=name == "bf16-mixed"):
+            yield
+    finally:
+        set_tensor_float(False)
+
+
+def meta_gradient(
+    workload: Workload, settings: dict[str, Any], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """All entries in a row, float64, on the CPU."""
+    net, batch = placed(workload, device, dtype)
+    of("innerloop", workload, net, settings)(batch)
+    return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).double().cpu()
+
+
+def agreement(workload: Workload, device: torch.device) -> Iterator[Line]:
+    few = replace(workload, tasks=min(workload.tasks, 3))
+    expected = meta_gradient(few, {"engine": "loop"}, torch.device("cpu"), torch.float64)
+    for engine, settings in engines(few).items():
+        difference = (meta_gradient(few, settings, device, torch.float64) - expected).abs().max().item()
+        yield {"engine": engine, "largest_difference": difference, "holds": difference <= TOLERANCE}
+
+
+def precision(workload: Workload, device: torch.device) -> Iterator[Line]:
+    exact = meta_gradient(workload, ALL_AT_ONCE, device, torch.float64)
+    for name in PRECISIONS:
+        with in_precision(name, device):
+            found = meta_gradient(workload, ALL_AT_ONCE, device)
+        distance, cosine = (found - exact).norm() / exact.norm(), torch.cosine_similarity(found, exact, 0)
+        yield {"precision": name, "distance": distance.item(), "cosine": cosine.item()}
+
+
+def speed(workload: Workload, device: torch.device, rounds: int, at_least: float, peer: bool) -> Iterator[Line]:
+    variants = [("learn2learn", {}, "32-true")] if peer else []
+    names = ["learn2learn"] if peer else []
+    for (engine, settings), mode in itertools.product(engines(workload).items(), PRECISIONS):
+        if mode == "32-true" or engine == "vmap":
+            variants.append(("innerloop", settings, mode))
+            names.append(engine)
+    contenders = []
+    for (program, settings, mode), name in zip(variants, names, strict=True):
+        net, batch = placed(workload, device)
+        backward, optimizer = of(program, workload, net, settings), torch.optim.Adam(net.parameters(), lr=1e-7)
+
+        def step(backward: Any = backward, batch: Any = batch, optimizer: Any = optimizer, mode: str = mode) -> None:
+            with in_precision(mode, device):
+                backward(batch)
+            optimizer.step()
+
+        first = seconds(step, 1, device)
+        peak = peak_memory(step, device)
+        repeats = max(1, round(at_least / seconds(step, 1, device)))
+        line: Line = {"engine": name, "precision": mode, "first_s": first, "peak_mb": peak}
+        contenders.append((line, step, repeats, list[float]()))
+    for _ in range(rounds):
+        for _, step, repeats, found in contenders:
+            found.append(seconds(step, repeats, device) / repeats)
+    for line, _, _, found in contenders:
+        line["wall_ms"] = 1e3 * float(np.median(found))
+        line["ratio_to_learn2learn"] = contenders[0][0]["wall_ms"] / line["wall_ms"] if peer else None
+        yield line
+
+
+def seconds(step: Callable[[], None], repeats: int, device: torch.device) -> float:
+    wait(device)
+    begun = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    wait(device)
+    return time.perf_counter() - begun
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(step: Callable[[], None], device: torch.device) -> float | None:
+    """10^6 bytes that torch has allocated at most during a step, None but on a GPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    return torch.cuda.max_memory_allocated(device) / 1e6
+
+
+def memory(workload: Workload, device: torch.device) -> Iterator[Line]:
+    """With a limit between what half of the tasks and what all of them take at once."""
+    if workload.name != CAPPED or device.type != "cuda":
+        return
+    expected, taken = [], []
+    for tasks in (workload.tasks // 2, workload.tasks):
+        some = replace(workload, tasks=tasks)
+        torch.cuda.reset_peak_memory_stats(device)
+        expected = [meta_gradient(some, ALL_AT_ONCE, device)]
+        taken.append(torch.cuda.max_memory_allocated(device))
+    net, batch = placed(workload, device)
+    learner = MAML(net, workload.loss, inner_lr=workload.inner_lr, inner_steps=workload.inner_steps, engine="vmap")
+    torch.cuda.empty_cache()
+    whole = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(0.5 * sum(taken) / whole, device)
+    try:
+        parameters = list(learner.parameters())
+        _, gradient, _ = learner.engine.value_and_grad(learner.query_objective, parameters, batch)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    found = torch.cat([g.flatten() for g in gradient]).double().cpu()
+    distance = ((found - expected[0]).norm() / expected[0].norm()).item()
+    at_once = min(learner.engine.fitted.values(), default=workload.tasks)
+    holds = at_once < workload.tasks and distance < 1e-3
+    yield {
+        "half_mb": taken[0] / 1e6,
+        "all_mb": taken[1] / 1e6,
+        "at_once": at_once,
+        "distance": distance,
+        "holds": holds,
+    }
+
+
+def runs(device: torch.device, out: Path, tiny: bool) -> Iterator[Line]:
+    """Runs of train.py, each in a process of its own; their directories stay in `out`."""
+    there = "gpu" if device.type == "cuda" else "cpu"
+    places = {there: list(PRECISIONS) if there == "gpu" else ["32-true", "bf16-mixed"]}
+    if there == "gpu" and torch.cuda.device_count() > 1:
+        places["ddp"] = ["32-true"]
+    steps = {"sinusoid": 5} if tiny else {"sinusoid": 2000, "glyphs": 300}
+    for (data, n), algo in itertools.product(steps.items(), ["maml"] if tiny else ["maml", "hypernet", "hybrid"]):
+        for trainer, mode in [(trainer, mode) for trainer, modes in places.items() for mode in modes]:
+            folder = out / "runs" / "-".join((algo, data, trainer, mode))
+            command = [sys.executable, str(ROOT / "train.py"), f"algo={algo}", f"data={data}", f"trainer={trainer}"]
+            command += [f"trainer.precision={mode}", f"trainer.max_steps={n}", f"test.episodes={20 if tiny else 600}"]
+            command += ["logger=csv", f"hydra.run.dir={folder}", *(["trainer.val_episodes=4"] if tiny else [])]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            line: Line = {"algo": algo, "data": data, "trainer": trainer, "precision": mode}
+            if done.returncode:
+                yield line | {"holds": False, "error": " | ".join(done.stderr.strip().splitlines()[-3:])}
+                continue
+            results = json.loads((folder / "results.json").read_text())
+            reached = results["test"][results["metric"]]
+            yield line | {
+                results["metric"]: reached["mean"],
+                "ci95": reached["ci95"],
+                "steps_per_second": results["steps_per_second"],
+                "peak_gpu_mb": results.get("peak_gpu_memory_mb"),
+            }
+
+
+def markdown(found: dict[str, list[Line]]) -> str:
+    """A table for each check."""
+    parts = []
+    for check, lines in found.items():
+        keys = list(dict.fromkeys(key for line in lines for key in line))
+        rows = [keys, ["---"] * len(keys), *([_cell(line.get(key)) for key in keys] for line in lines)]
+        parts.append("\n".join([f"## {check}", "", *("| " + " | ".join(row) + " |" for row in rows)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def everything(options: argparse.Namespace, device: torch.device, peer: bool) -> bool:
+    """Runs all checks and writes what they find. Whether none failed."""
+    found: dict[str, list[Line]] = {}
+
+    def kept(check: str, lines: Iterator[Line], **head: Any) -> None:
+        try:
+            for line in lines:
+                found.setdefault(check, []).append(head | line)
+                print(check, found[check][-1], file=sys.stderr)
+        except Exception as error:  # of whatever was never run on such a machine: the other checks are still of use
+            traceback.print_exc()
+            told = f"{type(error).__name__}: {error}".splitlines()[0]
+            found.setdefault(check, []).append(head | {"holds": False, "error": told})
+        (options.out / "gpu.json").write_text(json.dumps({"machine": where} | found, indent=1) + "\n")
+        (options.out / "gpu.md").write_text(f"{where}\n\n{markdown(found)}")
+
+    where = machine() + (f"; {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "")
+    for name in options.workload:
+        whole = WORKLOADS[name].tiny() if options.tiny else WORKLOADS[name]
+        kept("agreement", agreement(WORKLOADS[name].tiny(), device), workload=name)
+        kept("precision", precision(whole, device), workload=name)
+        kept("speed", speed(whole, device, options.rounds, 0.01 if options.tiny else 0.3, peer), workload=name)
+        kept("memory", memory(whole, device), workload=name)
+    kept("runs", runs(device, options.out, options.tiny))
+    return all(line.get("holds", True) for lines in found.values() for line in lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 1 where something failed or does not hold, 2 where something is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--workload", nargs="+", default=list(WORKLOADS), choices=WORKLOADS, metavar="NAME")
+    parser.add_argument("--rounds", type=above_zero, default=5, metavar="N")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cuda"), help="default: cuda")
+    parser.add_argument("--learn2learn", type=Path, metavar="FOLDER", help="its unpacked source distribution")
+    parser.add_argument("--without-learn2learn", action="store_true", help="no ratios, and nothing is downloaded")
+    parser.add_argument("--tiny", action="store_true", help="2 tasks, 8 channels, 5 meta-batches: whether it works")
+    options = parser.parse_args(argv)
+    try:
+        if options.device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError("no GPU is visible to torch")
+        if not options.without_learn2learn:
+            expose_learn2learn(options.learn2learn or fetched_learn2learn())
+        options.out.mkdir(parents=True, exist_ok=True)
+    except InputError as error:
+        print(f"gpu.py: {error}", file=sys.stderr)
+        return 2
+    held = everything(options, options.device, not options.without_learn2learn)
+    print((options.out / "gpu.md").read_text())
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

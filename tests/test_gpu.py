@@ -1,0 +1,84 @@
+"""scripts/gpu.py, tried out where there is no GPU: what it finds, and what it does about what fails."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import gpu
+
+
+@pytest.fixture(autouse=True)
+def settings_stay(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """And what would be compiled runs as it is, so that no test takes minutes."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    with torch.compiler.config.patch(force_disable_caches=False):
+        yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def run(out: Path, *options: str) -> int:
+    where = ["--out", str(out), "--device", "cpu", "--tiny", "--rounds", "1", "--without-learn2learn"]
+    return gpu.main([*where, *options])
+
+
+def test_everything_is_found_out_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert run(tmp_path, "--workload", "sinusoid_k1", "omniglot_5w1s_stride_q1") == 0
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert {line["workload"] for line in found["speed"]} == {"sinusoid_k1", "omniglot_5w1s_stride_q1"}
+    assert {line["engine"] for line in found["agreement"]} == {"loop", "vmap", "vmap, chunk 1", "compiled"}
+    assert all(line["holds"] and line["largest_difference"] <= 1e-10 for line in found["agreement"])
+    by_precision = {line["precision"]: line for line in found["precision"] if line["workload"] == "sinusoid_k1"}
+    assert by_precision["32-true"]["distance"] < 1e-5 < by_precision["bf16-mixed"]["distance"] < 0.1
+    assert all(line["wall_ms"] > 0 for line in found["speed"])
+    assert [(line["algo"], line["precision"], line["mse"] > 0) for line in found["runs"]] == [
+        ("maml", "32-true", True),
+        ("maml", "bf16-mixed", True),
+    ]
+    table = (tmp_path / "gpu.md").read_text()
+    assert "| sinusoid_k1 | vmap | tf32 |" in table
+
+
+def test_what_fails_is_told_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Iterator[gpu.Line]:
+        yield {"precision": "32-true"}
+        raise RuntimeError("no kernel image is available\nfor this card")
+
+    monkeypatch.setattr(gpu, "precision", fails)
+    monkeypatch.setattr(gpu, "runs", lambda *_: iter([]))
+    assert run(tmp_path, "--workload", "sinusoid_k5") == 1
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["precision"] == [
+        {"workload": "sinusoid_k5", "precision": "32-true"},
+        {"workload": "sinusoid_k5", "holds": False, "error": "RuntimeError: no kernel image is available"},
+    ]
+    assert found["speed"]
+
+
+def test_a_wrong_meta_gradient_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = gpu.meta_gradient
+
+    def wrong(workload: gpu.Workload, settings: dict[str, Any], *rest: Any) -> torch.Tensor:
+        return right(workload, settings, *rest) + 1e-9 * ("chunk" in settings)
+
+    monkeypatch.setattr(gpu, "meta_gradient", wrong)
+    monkeypatch.setattr(gpu, "runs", lambda *_: iter([]))
+    assert run(tmp_path, "--workload", "omniglot_5w1s_pool_q1") == 1
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert [line["holds"] for line in found["agreement"]] == [True, True, False]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_without_a_gpu_it_says_so_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "gpu.py: no GPU is visible to torch\n"

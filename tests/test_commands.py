@@ -265,6 +265,7 @@ MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
     (["trainer.max_steps=many"], ["trainer.max_steps", "many"]),
     (["resume=nowhere"], ["nowhere is no run directory"]),
     (["+extra=1"], ["unknown key extra"]),
+    (["logger=csv", "logger.wandb.group=mine"], ["logger.wandb.group cannot be set", "has no logger.wandb"]),
     (["algo.inner_lr=fast"], ["algo.inner_lr=fast", "float"]),
     (["algo.inner_lr=-1"], ["inner_lr must be above zero, got -1"]),
     (["algo.outer_lr=0"], ["outer_lr must be above zero, got 0"]),

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -245,6 +246,15 @@ def explain(error: BaseException) -> str:
     return message
 
 
+def below_nothing(error: AssertionError) -> str | None:
+    """What to say where OmegaConf (2.3) asserts that an overridden key's parent is there; None for other errors."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_code is not OmegaConf.update.__code__:
+        return None
+    key = frame.f_locals["key"]
+    return f"{key} cannot be set: this configuration has no {key.rpartition('.')[0]}"
+
+
 def given(key: str, argv: Sequence[str]) -> str | None:
     """The value of `key=value` on the command line."""
     return next((a.partition("=")[2].strip("\"'") for a in argv if a.startswith(f"{key}=")), None)
@@ -257,21 +267,26 @@ def command(task: Callable[[], Any]) -> None:
     """
     # Hydra would print its own half of the story; with this it hands every error on.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    status = 1
+    status, message = 1, "interrupted"
     try:
         task()
         return
     except (InputError, HydraException, OmegaConfBaseException, DivergedError, FailedRuns, RankError, Stopped) as error:
         if "debug=true" in [a.lower() for a in sys.argv]:
             raise
-        print(f"\n{Path(sys.argv[0]).name}: {explain(error)}", file=sys.stderr)
+        message = explain(error)
         status = 130 if isinstance(error, Stopped) else 1
+    except AssertionError as error:
+        told = below_nothing(error)
+        if told is None:
+            raise
+        message = told
     except (KeyboardInterrupt, SystemExit) as end:
         # Lightning makes an exit with status 1 of a Ctrl-C that comes before or after the steps of training.
         if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
             raise
-        print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         status = 130
+    print(f"\n{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -203,9 +203,36 @@ def of(program: str, workload: Workload, net: nn.Module, settings: dict[str, Any
     return backward
 
 
-def meta_step(workload: Workload, program: str, settings: dict[str, Any]) -> Callable[[], None]:
-    """A function that takes one meta-step of a program on a net of its own."""
-    net, batch = workload.net(), workload.batch()
+CPU = torch.device("cpu")
+
+
+def placed(workload: Workload, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Episode]:
+    """The workload's net and meta-batch."""
+
+    def moved(t: Tensor) -> Tensor:
+        return t.to(device, dtype) if t.is_floating_point() else t.to(device)
+
+    return workload.net().to(device, dtype), tree_map(moved, workload.batch())
+
+
+def meta_gradient(
+    workload: Workload,
+    program: str,
+    settings: dict[str, Any],
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """All entries in a row, float64, on the CPU; computed on this device in this type."""
+    net, batch = placed(workload, device, dtype)
+    of(program, workload, net, settings)(batch)
+    return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).double().cpu()
+
+
+def meta_step(
+    workload: Workload, program: str, settings: dict[str, Any], device: torch.device = CPU
+) -> Callable[[], None]:
+    """A function that takes one meta-step of a program on a net of its own, in float32."""
+    net, batch = placed(workload, device, torch.float32)
     backward = of(program, workload, net, settings)
     # Steps too small to matter: the thousandth does the same work as the first.
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-7)
@@ -266,12 +293,7 @@ def gradient_differences(workload: Workload, variants: Variants) -> list[float]:
     In float64 and of two tasks. Raises Disagreement if one is above 1e-10.
     """
     workload = replace(workload, tasks=2)
-    gradients = []
-    for program, mode in variants:
-        net = workload.net().double()
-        batch = tree_map(lambda t: t.double() if t.is_floating_point() else t, workload.batch())
-        of(program, workload, net, MODES[mode])(batch)
-        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
+    gradients = [meta_gradient(workload, program, MODES[mode]) for program, mode in variants]
     reference = gradients[next((i for i, (program, _) in enumerate(variants) if program == "learn2learn"), 0)]
     found = [(g - reference).abs().max().item() for g in gradients]
     for (program, mode), difference in zip(variants, found, strict=True):

@@ -20,7 +20,6 @@ import itertools
 import json
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -29,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmark import above_zero, machine
+from benchmark import above_zero, machine, measured
 from benchmark_programs import (  # makes src/ importable, too
     ROOT,
     TOLERANCE,
@@ -37,12 +36,12 @@ from benchmark_programs import (  # makes src/ importable, too
     Workload,
     expose_learn2learn,
     fetched_learn2learn,
-    of,
+    meta_gradient,
+    meta_step,
+    placed,
 )
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from innerloop.episodes import Episode, InputError
+from innerloop.episodes import InputError
 from innerloop.learners import MAML
 from innerloop.precision import set_tensor_float
 
@@ -61,15 +60,6 @@ def engines(workload: Workload) -> dict[str, dict[str, Any]]:
     return found if workload.form else found | {"compiled": ALL_AT_ONCE | {"compile": True}}
 
 
-def placed(workload: Workload, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Episode]:
-    """The workload's net and meta-batch."""
-
-    def moved(t: Tensor) -> Tensor:
-        return t.to(device, dtype) if t.is_floating_point() else t.to(device)
-
-    return workload.net().to(device, dtype), tree_map(moved, workload.batch())
-
-
 @contextlib.contextmanager
 def in_precision(name: str, device: torch.device) -> Iterator[None]:
     """As in a run with this trainer.precision."""
@@ -81,83 +71,65 @@ def in_precision(name: str, device: torch.device) -> Iterator[None]:
         set_tensor_float(False)
 
 
-def meta_gradient(
-    workload: Workload, settings: dict[str, Any], device: torch.device, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """All entries in a row, float64, on the CPU."""
-    net, batch = placed(workload, device, dtype)
-    of("innerloop", workload, net, settings)(batch)
-    return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).double().cpu()
-
-
 def agreement(workload: Workload, device: torch.device) -> Iterator[Line]:
     few = replace(workload, tasks=min(workload.tasks, 3))
-    expected = meta_gradient(few, {"engine": "loop"}, torch.device("cpu"), torch.float64)
+    expected = meta_gradient(few, "innerloop", {"engine": "loop"})
     for engine, settings in engines(few).items():
-        difference = (meta_gradient(few, settings, device, torch.float64) - expected).abs().max().item()
+        difference = (meta_gradient(few, "innerloop", settings, device) - expected).abs().max().item()
         yield {"engine": engine, "largest_difference": difference, "holds": difference <= TOLERANCE}
 
 
 def precision(workload: Workload, device: torch.device) -> Iterator[Line]:
-    exact = meta_gradient(workload, ALL_AT_ONCE, device, torch.float64)
+    exact = meta_gradient(workload, "innerloop", ALL_AT_ONCE, device)
     for name in PRECISIONS:
         with in_precision(name, device):
-            found = meta_gradient(workload, ALL_AT_ONCE, device)
+            found = meta_gradient(workload, "innerloop", ALL_AT_ONCE, device, torch.float32)
         distance, cosine = (found - exact).norm() / exact.norm(), torch.cosine_similarity(found, exact, 0)
         yield {"precision": name, "distance": distance.item(), "cosine": cosine.item()}
 
 
 def speed(workload: Workload, device: torch.device, rounds: int, at_least: float, peer: bool) -> Iterator[Line]:
-    variants = [("learn2learn", {}, "32-true")] if peer else []
-    names = ["learn2learn"] if peer else []
+    """Measurements of at least so many milliseconds. peer: learn2learn takes part."""
+    variants: list[tuple[str, str, dict[str, Any], str]] = []
+    if peer:
+        variants.append(("learn2learn", "learn2learn", {}, "32-true"))
     for (engine, settings), mode in itertools.product(engines(workload).items(), PRECISIONS):
         if mode == "32-true" or engine == "vmap":
-            variants.append(("innerloop", settings, mode))
-            names.append(engine)
+            variants.append((engine, "innerloop", settings, mode))
     contenders = []
-    for (program, settings, mode), name in zip(variants, names, strict=True):
-        net, batch = placed(workload, device)
-        backward, optimizer = of(program, workload, net, settings), torch.optim.Adam(net.parameters(), lr=1e-7)
-
-        def step(backward: Any = backward, batch: Any = batch, optimizer: Any = optimizer, mode: str = mode) -> None:
-            with in_precision(mode, device):
-                backward(batch)
-            optimizer.step()
-
-        first = seconds(step, 1, device)
-        peak = peak_memory(step, device)
-        repeats = max(1, round(at_least / seconds(step, 1, device)))
-        line: Line = {"engine": name, "precision": mode, "first_s": first, "peak_mb": peak}
+    for name, program, settings, mode in variants:
+        step = in_mode(meta_step(workload, program, settings, device), mode, device)
+        line: Line = {"engine": name, "precision": mode, "first_s": measured(step, 1)[0] / 1e3}
+        line["peak_mb"] = peak_memory(step, device)
+        repeats = max(1, round(at_least / measured(step, 1)[0]))
         contenders.append((line, step, repeats, list[float]()))
     for _ in range(rounds):
         for _, step, repeats, found in contenders:
-            found.append(seconds(step, repeats, device) / repeats)
+            found.append(measured(step, repeats)[0])
     for line, _, _, found in contenders:
-        line["wall_ms"] = 1e3 * float(np.median(found))
+        line["wall_ms"] = float(np.median(found))
         line["ratio_to_learn2learn"] = contenders[0][0]["wall_ms"] / line["wall_ms"] if peer else None
         yield line
 
 
-def seconds(step: Callable[[], None], repeats: int, device: torch.device) -> float:
-    wait(device)
-    begun = time.perf_counter()
-    for _ in range(repeats):
-        step()
-    wait(device)
-    return time.perf_counter() - begun
+def in_mode(step: Callable[[], None], mode: str, device: torch.device) -> Callable[[], None]:
+    """The step in this precision, done when the GPU has done it."""
+
+    def whole() -> None:
+        with in_precision(mode, device):
+            step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return whole
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def peak_memory(step: Callable[[], None], device: torch.device) -> float | None:
-    """10^6 bytes that torch has allocated at most during a step, None but on a GPU."""
+def peak_memory(function: Callable[[], Any], device: torch.device) -> float | None:
+    """10^6 bytes that torch has allocated at most while the function runs, None but on a GPU."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
-    step()
+    function()
     return torch.cuda.max_memory_allocated(device) / 1e6
 
 
@@ -165,33 +137,26 @@ def memory(workload: Workload, device: torch.device) -> Iterator[Line]:
     """With a limit between what half of the tasks and what all of them take at once."""
     if workload.name != CAPPED or device.type != "cuda":
         return
-    expected, taken = [], []
-    for tasks in (workload.tasks // 2, workload.tasks):
-        some = replace(workload, tasks=tasks)
-        torch.cuda.reset_peak_memory_stats(device)
-        expected = [meta_gradient(some, ALL_AT_ONCE, device)]
-        taken.append(torch.cuda.max_memory_allocated(device))
-    net, batch = placed(workload, device)
+    half, all_ = (
+        peak_memory(meta_step(replace(workload, tasks=tasks), "innerloop", ALL_AT_ONCE, device), device) or 0
+        for tasks in (workload.tasks // 2, workload.tasks)
+    )
+    expected = meta_gradient(workload, "innerloop", ALL_AT_ONCE, device, torch.float32)
+    net, batch = placed(workload, device, torch.float32)
     learner = MAML(net, workload.loss, inner_lr=workload.inner_lr, inner_steps=workload.inner_steps, engine="vmap")
     torch.cuda.empty_cache()
     whole = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(0.5 * sum(taken) / whole, device)
+    torch.cuda.set_per_process_memory_fraction(1e6 * (half + all_) / 2 / whole, device)
     try:
         parameters = list(learner.parameters())
         _, gradient, _ = learner.engine.value_and_grad(learner.query_objective, parameters, batch)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
     found = torch.cat([g.flatten() for g in gradient]).double().cpu()
-    distance = ((found - expected[0]).norm() / expected[0].norm()).item()
+    distance = ((found - expected).norm() / expected.norm()).item()
     at_once = min(learner.engine.fitted.values(), default=workload.tasks)
-    holds = at_once < workload.tasks and distance < 1e-3
-    yield {
-        "half_mb": taken[0] / 1e6,
-        "all_mb": taken[1] / 1e6,
-        "at_once": at_once,
-        "distance": distance,
-        "holds": holds,
-    }
+    sizes = {"half_mb": half, "all_mb": all_, "at_once": at_once, "distance": distance}
+    yield sizes | {"holds": at_once < workload.tasks and distance < 1e-3}
 
 
 def runs(device: torch.device, out: Path, tiny: bool) -> Iterator[Line]:
@@ -257,7 +222,7 @@ def everything(options: argparse.Namespace, device: torch.device, peer: bool) ->
         whole = WORKLOADS[name].tiny() if options.tiny else WORKLOADS[name]
         kept("agreement", agreement(WORKLOADS[name].tiny(), device), workload=name)
         kept("precision", precision(whole, device), workload=name)
-        kept("speed", speed(whole, device, options.rounds, 0.01 if options.tiny else 0.3, peer), workload=name)
+        kept("speed", speed(whole, device, options.rounds, 10 if options.tiny else 300, peer), workload=name)
         kept("memory", memory(whole, device), workload=name)
     kept("runs", runs(device, options.out, options.tiny))
     return all(line.get("holds", True) for lines in found.values() for line in lines)

@@ -93,9 +93,9 @@ def test_workers_and_the_size_of_evaluations_change_nothing(tasks: Any, forking:
         one, two = (flat(getattr(EpisodeDataModule(**few, num_workers=n), loader)()) for n in (0, 2))
         assert len(one) == 11
         assert equal(one, two)
-        wide = EpisodeDataModule(**few, eval_batch_size=6)
+        wide = EpisodeDataModule(**few, eval_meta_batches=2)
         assert equal(one, flat(getattr(wide, loader)()))
-        assert [number_of_tasks(batch) for batch in getattr(wide, loader)()] == [6, 5]
+        assert [number_of_tasks(batch) for batch in getattr(wide, loader)()] == [8, 3]
 
 
 @every_family
@@ -266,7 +266,7 @@ def test_a_meta_batch_that_ranks_cannot_share_is_refused() -> None:
         module.train_dataloader()
 
 
-SIZES = ["meta_batch_size", "eval_batch_size", "val_episodes", "test_episodes", "seed", "eval_seed", "num_workers"]
+SIZES = ["meta_batch_size", "eval_meta_batches", "val_episodes", "test_episodes", "seed", "eval_seed", "num_workers"]
 
 
 @pytest.mark.parametrize("name", SIZES)

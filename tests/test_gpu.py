@@ -16,14 +16,11 @@ import gpu
 
 
 @pytest.fixture(autouse=True)
-def settings_stay(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """And what would be compiled runs as it is, so that no test takes minutes."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+def not_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What would be compiled runs as it is, so that no test takes minutes."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     with torch.compiler.config.patch(force_disable_caches=False):
         yield
-    torch.set_float32_matmul_precision(before[0])
-    torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def run(out: Path, *options: str) -> int:
@@ -68,8 +65,8 @@ def test_what_fails_is_told_and_the_rest_goes_on(tmp_path: Path, monkeypatch: py
 def test_a_wrong_meta_gradient_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = gpu.meta_gradient
 
-    def wrong(workload: gpu.Workload, settings: dict[str, Any], *rest: Any) -> torch.Tensor:
-        return right(workload, settings, *rest) + 1e-9 * ("chunk" in settings)
+    def wrong(workload: gpu.Workload, program: str, settings: dict[str, Any], *rest: Any) -> torch.Tensor:
+        return right(workload, program, settings, *rest) + 1e-9 * ("chunk" in settings)
 
     monkeypatch.setattr(gpu, "meta_gradient", wrong)
     monkeypatch.setattr(gpu, "runs", lambda *_: iter([]))

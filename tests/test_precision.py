@@ -89,18 +89,12 @@ class Rounded(TorchDispatchMode):
 @contextmanager
 def tensor_float() -> Iterator[None]:
     """As on a GPU with trainer.precision=tf32."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     precision.set_tensor_float(True)
     try:
         with Rounded():
             yield
     finally:
-        set_back(*before)
-
-
-def set_back(products: str, convolutions: bool) -> None:
-    torch.set_float32_matmul_precision(products)
-    torch.backends.cudnn.allow_tf32 = convolutions
+        precision.set_tensor_float(False)
 
 
 def batches(net: str) -> list[Episode]:
@@ -158,7 +152,6 @@ def test_the_meta_gradient_in_tensor_float_is_that_of_float32_but_for_rounding(n
 
 
 def test_a_run_rounds_products_where_its_precision_says_so() -> None:
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     learner = MAML(MLP(1, [4], 1), squared, inner_steps=1)
     try:
         for mode, rounds in (("tf32", True), ("32-true", False), ("tf32", True), ("bf16-mixed", False)):
@@ -168,7 +161,7 @@ def test_a_run_rounds_products_where_its_precision_says_so() -> None:
             assert made.precision == ("32-true" if rounds else mode)
             assert precision.tensor_float() == torch.backends.cudnn.allow_tf32 == rounds
     finally:
-        set_back(*before)
+        precision.set_tensor_float(False)
 
 
 def test_products_are_rounded_to_ten_bits_and_exact_ones_are_not() -> None:

@@ -260,6 +260,10 @@ def given(key: str, argv: Sequence[str]) -> str | None:
     return next((a.partition("=")[2].strip("\"'") for a in argv if a.startswith(f"{key}=")), None)
 
 
+OF_THE_USER = (InputError, HydraException, OmegaConfBaseException, DivergedError, FailedRuns, RankError, Stopped)
+"""Errors that end a command in one line."""
+
+
 def command(task: Callable[[], Any]) -> None:
     """Runs a Hydra application: a mistake of the user's ends in one short message, status 1 and no directory.
 
@@ -271,16 +275,11 @@ def command(task: Callable[[], Any]) -> None:
     try:
         task()
         return
-    except (InputError, HydraException, OmegaConfBaseException, DivergedError, FailedRuns, RankError, Stopped) as error:
-        if "debug=true" in [a.lower() for a in sys.argv]:
+    except (*OF_THE_USER, AssertionError) as error:
+        told = below_nothing(error) if isinstance(error, AssertionError) else explain(error)
+        if told is None or "debug=true" in [a.lower() for a in sys.argv]:
             raise
-        message = explain(error)
-        status = 130 if isinstance(error, Stopped) else 1
-    except AssertionError as error:
-        told = below_nothing(error)
-        if told is None:
-            raise
-        message = told
+        message, status = told, 130 if isinstance(error, Stopped) else 1
     except (KeyboardInterrupt, SystemExit) as end:
         # Lightning makes an exit with status 1 of a Ctrl-C that comes before or after the steps of training.
         if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):

@@ -82,8 +82,8 @@ class EpisodeDataModule(LightningDataModule):
     meta_batch_size: tasks a training meta-batch, over all ranks. seed: of the training stream.
     eval_seed: of the validation and test episodes: a fixed list, the same for every run whose data are the same.
     val_episodes, test_episodes: the length of these lists.
-    eval_batch_size: episodes a rank evaluates at once, None: as many as a training meta-batch has. Like num_workers, it
-        changes nothing but speed.
+    eval_meta_batches: a rank evaluates as many episodes at once as this many training meta-batches have. Like
+        num_workers, it changes nothing but speed.
     """
 
     def __init__(
@@ -95,11 +95,10 @@ class EpisodeDataModule(LightningDataModule):
         val_episodes: int = 200,
         test_episodes: int = 1000,
         num_workers: int = 0,
-        eval_batch_size: int | None = None,
+        eval_meta_batches: int = 1,
     ) -> None:
         super().__init__()
-        self.eval_batch_size = meta_batch_size if eval_batch_size is None else eval_batch_size
-        sizes = {"meta_batch_size": meta_batch_size, "eval_batch_size": self.eval_batch_size}
+        sizes = {"meta_batch_size": meta_batch_size, "eval_meta_batches": eval_meta_batches}
         sizes |= {"val_episodes": val_episodes, "test_episodes": test_episodes}
         for name, value in sizes.items():
             if value < 1:
@@ -109,6 +108,7 @@ class EpisodeDataModule(LightningDataModule):
                 raise InputError(f"{name} must not be negative, got {value}")
         self.tasks, self.meta_batch_size, self.seed, self.eval_seed = tasks, meta_batch_size, seed, eval_seed
         self.val_episodes, self.test_episodes, self.num_workers = val_episodes, test_episodes, num_workers
+        self.eval_meta_batches = eval_meta_batches
 
     def train_dataloader(self) -> EpisodeLoader:
         rank, world = self._place()
@@ -134,7 +134,8 @@ class EpisodeDataModule(LightningDataModule):
     def _evaluation(self, split: Split, total: int) -> EpisodeLoader:
         if total < self._place()[1]:
             raise InputError(f"{total} {split} episodes cannot be shared by {self._place()[1]} ranks")
-        return self._loader(split, self.eval_seed, Share(total, self.eval_batch_size, *self._place()), lambda: 0)
+        size = self.eval_meta_batches * self.meta_batch_size
+        return self._loader(split, self.eval_seed, Share(total, size, *self._place()), lambda: 0)
 
     def _loader(
         self, split: Split, seed: int, ranges: Callable[[int], range], position: Callable[[], int]

@@ -80,11 +80,10 @@ def build(cfg: DictConfig) -> Parts:
         eval_seed=plain["test"]["seed"],
         val_episodes=plain["trainer"]["val_episodes"],
         test_episodes=plain["test"]["episodes"],
+        # Most of a call's time is the call's then, and without a graph for the meta-gradient there is room.
+        eval_meta_batches=4 if _dense(learner) else 1,
         **arguments(of_module, EpisodeDataModule, "data"),
     )
-    if learner.engine.resolve(torch.device("cpu")) == "vmap":
-        # Dense nets: most of a call's time is the call's, and without a graph for the meta-gradient there is room.
-        module.eval_batch_size *= 4
     if tasks.varied_ways and not learner.adaptation.frees_ways:
         raise InputError(
             f"algo={plain['algo']['name']} has a fixed head of {tasks.output_size} ways: data.min_ways needs a learner "
@@ -94,6 +93,11 @@ def build(cfg: DictConfig) -> Parts:
     # What does not fit, such as prototypes of real targets, is found here, before anything is written.
     learner.engine.map(learner.evaluate_episode, module.meta_batch("validation", [0]))
     return Parts(tasks, learner, module)
+
+
+def _dense(learner: MetaLearner) -> bool:
+    """Whether its tensors are small, so that the CPU, too, takes all tasks at once."""
+    return learner.engine.resolve(torch.device("cpu")) == "vmap"
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:
@@ -292,7 +296,7 @@ def make_trainer(cfg: DictConfig, learner: MetaLearner, **extra: Any) -> Trainer
     t = cfg.trainer
     place = placement(t)
     # The tensors of dense nets are too small to share: threads only wait for each other, on a busy machine for ages.
-    threads = t.threads or (1 if learner.engine.resolve(torch.device("cpu")) == "vmap" else share_of_cores(t))
+    threads = t.threads or (1 if _dense(learner) else share_of_cores(t))
     if threads is not None:
         torch.set_num_threads(threads)
     set_tensor_float(t.precision == TENSOR_FLOAT)

@@ -1,4 +1,4 @@
-"""Evaluates a run: python evaluate.py run=<run directory> test.episodes=2000. Another domain: add data=omniglot."""
+"""Evaluate a run: python evaluate.py run=<run directory> test.episodes=2000. On other data: add data=omniglot."""
 
 import os
 import sys
@@ -7,26 +7,27 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-# Runs without an installation too; launchers that start processes of their own find the package the same way.
+# So that it runs without being installed.
 SRC = str(Path(__file__).resolve().parent / "src")
 sys.path.insert(0, SRC)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SRC, os.environ.get("PYTHONPATH")]))
 
-from innerloop import config  # noqa: E402
+from innerloop.runs import command, config, schemas  # noqa: E402
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
-    from innerloop.evaluation import evaluate_run  # torch and Lightning take seconds: --help does without
+    with command.reported_errors():
+        from innerloop.runs.evaluate import evaluate_run  # imports torch, which --help does without
 
-    evaluate_run(cfg)
+        evaluate_run(cfg)
 
 
-def start() -> None:
-    config.register()
-    config.register_run(config.given("run", sys.argv[1:]))
+def application() -> None:
+    schemas.register()
+    config.register_run(command.typed_value("run", sys.argv[1:]))
     main()
 
 
 if __name__ == "__main__":
-    config.command(start)
+    command.command(application)

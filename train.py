@@ -1,4 +1,4 @@
-"""Trains a meta-learner: python train.py algo=maml. Everything that can be set: python train.py --cfg job."""
+"""Train a meta-learner: python train.py algo=maml. Everything that can be set: python train.py --cfg job."""
 
 import os
 import sys
@@ -7,27 +7,30 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-# Runs without an installation too; launchers that start processes of their own find the package the same way.
+# So that it runs without being installed, and so do the processes that launchers start.
 SRC = str(Path(__file__).resolve().parent / "src")
 sys.path.insert(0, SRC)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SRC, os.environ.get("PYTHONPATH")]))
 
-from innerloop import config, sweep  # noqa: E402
+from innerloop.runs import command, schemas  # noqa: E402
+from innerloop.sweeps.command_line import command_line  # noqa: E402
 
-config.register()
+schemas.register()  # here and not below, so that processes that import this file know the resolvers
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    from innerloop.run import train  # torch and Lightning take seconds: --help and a sweep's parent do without
+    with command.reported_errors():
+        from innerloop.runs.train import train  # imports torch, which --help and a sweep's parent process do without
+        from innerloop.sweeps.jobs import train_job
 
-    return train(cfg)
+        return train(cfg) if cfg.sweep is None else train_job(cfg)
 
 
-def start() -> None:
-    sys.argv = sweep.command_line(sys.argv)
+def application() -> None:
+    sys.argv = command_line(sys.argv)
     main()
 
 
 if __name__ == "__main__":
-    config.command(start)
+    command.command(application)

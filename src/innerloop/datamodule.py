@@ -1,4 +1,4 @@
-"""The one data module that all learners share: it draws episodes, each a pure function of (seed, split, index)."""
+"""The one data module that all learners share. It draws episodes, each a pure function of (seed, split, index)."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
@@ -12,15 +12,16 @@ from innerloop.episodes import Episode, InputError, MetaBatch, Split, episode_rn
 
 
 class Draws(Protocol):
-    """What the data module needs of a task family."""
+    """The part of a task family that the data module uses."""
 
     def draw(self, split: Split, rngs: list[np.random.Generator]) -> MetaBatch: ...
 
 
 class EpisodeStream(IterableDataset):
-    """Meta-batches of consecutive episodes; worker w of W draws every W-th, so the order does not depend on W.
+    """Meta-batches of consecutive episodes. Worker w of W draws every W-th, so their order does not depend on W.
 
-    ranges: for meta-batch t, the range of episode indices that this rank draws; an empty range ends the stream.
+    ranges: returns, for meta-batch t, the range of episode indices that this rank draws. An empty range ends the
+        stream.
     start: the first meta-batch.
     """
 
@@ -37,7 +38,7 @@ class EpisodeStream(IterableDataset):
 
 
 class EpisodeLoader(DataLoader):
-    """Asks, whenever a pass begins, which meta-batch comes next: so a resumed run goes on with its stream."""
+    """A loader that asks for the next meta-batch's number when a pass starts, so a resumed run continues its stream."""
 
     def __init__(self, stream: EpisodeStream, position: Callable[[], int], num_workers: int) -> None:
         super().__init__(
@@ -45,7 +46,7 @@ class EpisodeLoader(DataLoader):
             batch_size=None,
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
-            # joblib and submitit start jobs in threads and subprocesses where spawn would import everything anew.
+            # joblib and submitit start jobs in threads and subprocesses, where spawn would import everything again.
             multiprocessing_context="fork" if num_workers else None,
         )
         self.position = position
@@ -56,12 +57,17 @@ class EpisodeLoader(DataLoader):
 
 
 class Blocks:
-    """Meta-batch t: episodes t * size to (t + 1) * size - 1, of which each rank draws a consecutive part."""
+    """The episodes t * size to (t + 1) * size - 1 for meta-batch t, of which each rank draws a consecutive part.
 
-    def __init__(self, size: int, rank: int, world: int) -> None:
+    period: the meta-batches repeat after this many; None: they never do.
+    """
+
+    def __init__(self, size: int, rank: int, world: int, period: int | None = None) -> None:
         self.size, self.first, self.end = size, size * rank // world, size * (rank + 1) // world
+        self.period = period
 
     def __call__(self, t: int) -> range:
+        t = t if self.period is None else t % self.period
         return range(t * self.size + self.first, t * self.size + self.end)
 
 
@@ -77,13 +83,14 @@ class Share:
 
 
 class EpisodeDataModule(LightningDataModule):
-    """Draws meta-batches of episodes from a task family, whatever the learner.
+    """Draw meta-batches of episodes from a task family, for any learner.
 
-    meta_batch_size: tasks a training meta-batch, over all ranks. seed: of the training stream.
-    eval_seed: of the validation and test episodes: a fixed list, the same for every run whose data are the same.
-    val_episodes, test_episodes: the length of these lists.
+    meta_batch_size: number of tasks in a training meta-batch, over all ranks. seed: of the training stream.
+    eval_seed: of the validation and test episodes, which are a fixed list, the same for every run on the same data.
+    val_episodes, test_episodes: the lengths of these lists.
     eval_meta_batches: a rank evaluates as many episodes at once as this many training meta-batches have. Like
         num_workers, it changes nothing but speed.
+    overfit_batches: train on the first so many meta-batches again and again. None: every meta-batch is new.
     """
 
     def __init__(
@@ -96,25 +103,27 @@ class EpisodeDataModule(LightningDataModule):
         test_episodes: int = 1000,
         num_workers: int = 0,
         eval_meta_batches: int = 1,
+        overfit_batches: int | None = None,
     ) -> None:
         super().__init__()
         sizes = {"meta_batch_size": meta_batch_size, "eval_meta_batches": eval_meta_batches}
         sizes |= {"val_episodes": val_episodes, "test_episodes": test_episodes}
-        for name, value in sizes.items():
-            if value < 1:
+        for name, value in {**sizes, "overfit_batches": overfit_batches}.items():
+            if value is not None and value < 1:
                 raise InputError(f"{name} must be above zero, got {value}")
         for name, value in {"seed": seed, "eval_seed": eval_seed, "num_workers": num_workers}.items():
             if value < 0:
                 raise InputError(f"{name} must not be negative, got {value}")
         self.tasks, self.meta_batch_size, self.seed, self.eval_seed = tasks, meta_batch_size, seed, eval_seed
         self.val_episodes, self.test_episodes, self.num_workers = val_episodes, test_episodes, num_workers
-        self.eval_meta_batches = eval_meta_batches
+        self.eval_meta_batches, self.overfit_batches = eval_meta_batches, overfit_batches
 
     def train_dataloader(self) -> EpisodeLoader:
-        rank, world = self._place()
+        rank, world = self._rank_and_world()
         if self.meta_batch_size < world:
             raise InputError(f"data.meta_batch_size={self.meta_batch_size} cannot be shared by {world} ranks")
-        return self._loader("train", self.seed, Blocks(self.meta_batch_size, rank, world), self._position)
+        blocks = Blocks(self.meta_batch_size, rank, world, self.overfit_batches)
+        return self._loader("train", self.seed, blocks, self._position)
 
     def val_dataloader(self) -> EpisodeLoader:
         return self._evaluation("validation", self.val_episodes)
@@ -123,26 +132,27 @@ class EpisodeDataModule(LightningDataModule):
         return self._evaluation("test", self.test_episodes)
 
     def meta_batch(self, split: Split, indices: Iterable[int]) -> MetaBatch:
-        """The episodes of these indices."""
+        """Return the episodes of these indices."""
         seed = self.seed if split == "train" else self.eval_seed
         return self.tasks.draw(split, [episode_rng(seed, split, i) for i in indices])
 
     def episode(self, split: Split, index: int) -> Episode:
-        """One episode by its index, a single task."""
+        """Return the episode of an index, a single task."""
         return tasks_of(self.meta_batch(split, [index]))[0]
 
     def _evaluation(self, split: Split, total: int) -> EpisodeLoader:
-        if total < self._place()[1]:
-            raise InputError(f"{total} {split} episodes cannot be shared by {self._place()[1]} ranks")
+        rank, world = self._rank_and_world()
+        if total < world:
+            raise InputError(f"{total} {split} episodes cannot be shared by {world} ranks")
         size = self.eval_meta_batches * self.meta_batch_size
-        return self._loader(split, self.eval_seed, Share(total, size, *self._place()), lambda: 0)
+        return self._loader(split, self.eval_seed, Share(total, size, rank, world), lambda: 0)
 
     def _loader(
         self, split: Split, seed: int, ranges: Callable[[int], range], position: Callable[[], int]
     ) -> EpisodeLoader:
         return EpisodeLoader(EpisodeStream(self.tasks, split, seed, ranges), position, self.num_workers)
 
-    def _place(self) -> tuple[int, int]:
+    def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _position(self) -> int:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from innerloop.devices.precision import full
 from innerloop.errors import InputError as InputError
-from innerloop.precision import full
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

@@ -1,20 +1,24 @@
-"""Errors whose message alone is shown. Apart, and without imports, so that the command line can know them at once."""
+"""Errors whose message alone is shown to the user. A module of its own without imports, so that commands start fast."""
 
 
 class InputError(ValueError):
-    """The user asked for something that cannot be."""
+    """The user asked for something that is not possible."""
 
 
 class DivergedError(RuntimeError):
-    """The loss or the meta-gradient is no longer a finite number."""
+    """The loss or the meta-gradient is not a finite number."""
 
 
 class FailedRuns(RuntimeError):
-    """Runs of a sweep failed; the others are done."""
+    """Some runs of a sweep failed; all others are done."""
+
+
+class NotLearningError(RuntimeError):
+    """The training loss did not fall where it must."""
 
 
 class Pruned(Exception):
-    """A search gave a run up at a validation."""
+    """A search stopped an unpromising run at a validation."""
 
     def __init__(self, step: int, value: float, metric: str) -> None:
         super().__init__(f"pruned at step {step}: {metric} {value:.4g}")
@@ -22,8 +26,8 @@ class Pruned(Exception):
 
 
 class RankError(RuntimeError):
-    """One of the processes that share a run is gone."""
+    """One of the processes that share a run has died."""
 
 
 class Stopped(Exception):
-    """The user pressed Ctrl-C, or the machine asked the process to end; the state was saved."""
+    """The run was stopped by Ctrl-C or by a signal to end, and its state was saved."""

@@ -1,6 +1,6 @@
-"""Hydra's face of innerloop's sweeps: `hydra/sweeper=grid`, the default, and `hydra/sweeper=search`, by Optuna.
+"""The sweepers that Hydra sees: `hydra/sweeper=grid`, the default, and `hydra/sweeper=search`, by Optuna.
 
-Hydra imports this at every start: what takes time is imported where it is used.
+Hydra imports this module whenever it starts, so innerloop is imported where it is used.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 @dataclass
 class GridConf:
-    """All combinations. n_jobs: jobs that the launcher is given at a time, null: all; params: key -> choices."""
+    """All combinations. n_jobs: number of jobs that the launcher gets at a time, null: all; params: key -> choices."""
 
     _target_: str = "hydra_plugins.innerloop_sweeper.GridSweeper"
     n_jobs: int | None = None
@@ -25,9 +25,9 @@ class GridConf:
 class SearchConf:
     """A search by Optuna: TPE, and median pruning on the validation metric.
 
-    n_trials: in all, whatever their end. n_jobs: trials at a time; null: as many as the launcher runs.
-    n_startup_trials: drawn at random before TPE models what it has seen.
-    prune_after_trials, prune_after_steps: no trial is pruned before so many are complete, nor before so many steps.
+    n_trials: number of trials in all, pruned and failed ones included. n_jobs: number of trials at a time; null: as
+    many as the launcher runs. n_startup_trials: drawn at random before TPE models the results.
+    prune_after_trials, prune_after_steps: no trial is pruned before this many are complete, nor before this many steps.
     """
 
     _target_: str = "hydra_plugins.innerloop_sweeper.SearchSweeper"
@@ -49,21 +49,23 @@ class _Sweeper(Sweeper):
 
 
 class GridSweeper(_Sweeper):
-    """innerloop.sweep.grid."""
+    """Run `innerloop.sweeps.grid.grid`."""
 
     def sweep(self, arguments: list[str]) -> None:
-        from innerloop.sweep import Sweep, grid
+        from innerloop.sweeps.grid import grid
+        from innerloop.sweeps.sweep import Sweep
 
         opened = Sweep(self.context, self.task, self.composed, self.settings["n_jobs"])
         grid(opened, self.settings["params"], arguments)
 
 
 class SearchSweeper(_Sweeper):
-    """innerloop.search.search."""
+    """Run `innerloop.sweeps.search.search`."""
 
     def sweep(self, arguments: list[str]) -> None:
-        from innerloop.search import Settings, search
-        from innerloop.sweep import Sweep
+        from innerloop.sweeps.search import search
+        from innerloop.sweeps.study import Settings
+        from innerloop.sweeps.sweep import Sweep
 
         opened = Sweep(self.context, self.task, self.composed, self.settings["n_jobs"])
         search(opened, Settings.of(self.composed.hydra.sweeper), self.settings["params"], arguments)

@@ -18,6 +18,11 @@ class Adaptation(nn.Module, ABC):
         """Whether the head fits the classes that the support has, so that a task may have fewer than the net."""
         return False
 
+    @property
+    def training_steps(self) -> int | None:
+        """The number of inner steps in training, None for an adaptation without inner steps."""
+        return None
+
     @abstractmethod
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
         """The adapted weights."""
@@ -48,6 +53,12 @@ class Chain(Adaptation):
     @property
     def frees_ways(self) -> bool:
         return any(part.frees_ways for part in self.parts)
+
+    @property
+    def training_steps(self) -> int | None:
+        steps = [part.training_steps for part in self.parts if isinstance(part, Adaptation)]
+        known = [k for k in steps if k is not None]
+        return sum(known) if known else None
 
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
         for part in self.parts:

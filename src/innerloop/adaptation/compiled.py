@@ -11,8 +11,8 @@ from torch._inductor.exc import InductorError
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from innerloop.devices.precision import reduced
 from innerloop.episodes import Episode, InputError, with_weights
-from innerloop.precision import reduced
 
 log = logging.getLogger(__name__)
 

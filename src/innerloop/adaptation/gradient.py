@@ -104,6 +104,10 @@ class GradientSteps(Adaptation):
             )
         self.rates_by_step = learn_lr == "tensor_step"
 
+    @property
+    def training_steps(self) -> int:
+        return self.steps
+
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
         return self.path(net, weights, support, self.steps)[-1]
 

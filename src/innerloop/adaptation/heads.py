@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from innerloop.adaptation.adaptation import Adaptation
+from innerloop.devices.precision import exact
 from innerloop.episodes import InputError, Samples, Weights, features
 from innerloop.nets.set_encoder import encode_labels
-from innerloop.precision import exact
 
 
 def classes_present(y: Tensor, outputs: int) -> Tensor:

@@ -39,6 +39,10 @@ class LatentSteps(Adaptation):
     def frees_ways(self) -> bool:
         return self.generate.frees_ways
 
+    @property
+    def training_steps(self) -> int:
+        return self.steps
+
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
         return self.path(net, weights, support, self.steps)[-1]
 

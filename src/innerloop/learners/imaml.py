@@ -8,9 +8,9 @@ from torch.func import grad, grad_and_value
 
 from innerloop.adaptation import GradientSteps
 from innerloop.adaptation.engine import Outputs
+from innerloop.devices.precision import full_precision
 from innerloop.episodes import Episode, InputError, Loss, MetaBatch, Metrics, Samples, Weights, weights_of
 from innerloop.learners.learner import MetaLearner, with_gradient
-from innerloop.precision import full_precision
 
 
 class ProximalSteps(GradientSteps):

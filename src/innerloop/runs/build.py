@@ -1,0 +1,83 @@
+"""From a configuration to its parts: the task family, the learner and the data module."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import seed_everything
+from omegaconf import DictConfig
+
+from innerloop.datamodule import EpisodeDataModule
+from innerloop.errors import InputError
+from innerloop.learners import MetaLearner
+from innerloop.runs.config import to_plain
+from innerloop.runs.signatures import arguments, locate, make, target_of
+from innerloop.tasks.base import Tasks
+
+DATA_MODULE_KEYS = ("meta_batch_size", "num_workers")
+"""Keys of `data` that are the data module's arguments. The others are the task family's or its data set's."""
+
+
+@dataclass
+class Parts:
+    """The task family, learner and data module built from a configuration."""
+
+    tasks: Tasks
+    learner: MetaLearner
+    data: EpisodeDataModule
+
+
+def build(cfg: DictConfig) -> Parts:
+    """Return the parts that a configuration describes. Raises InputError for what is not possible."""
+    plain = to_plain(cfg)
+    data = dict(plain["data"])
+    data.pop("test_episodes")  # test.episodes refers to it
+    module_values = {name: data.pop(name) for name in DATA_MODULE_KEYS if name in data}
+    seed_everything(plain["seed"], verbose=False)
+    tasks = make_tasks(data)
+    net = make(plain["net"], "net", input_shape=tasks.input_shape, output_size=tasks.output_size)
+    kwargs = {"net": net, "loss": tasks.loss, "metrics": tasks.metrics}
+    drawn = tasks
+    if getattr(target_of(plain["algo"], "algo"), "pools", False):
+        drawn, kwargs["training_outputs"] = tasks.pooled()
+    learner = make(plain["algo"], "algo", **kwargs)
+    module = EpisodeDataModule(
+        drawn,
+        seed=plain["seed"],
+        eval_seed=plain["test"]["seed"],
+        val_episodes=plain["trainer"]["val_episodes"],
+        test_episodes=plain["test"]["episodes"],
+        # A call on small tensors is mostly overhead, and without a graph for the meta-gradient there is memory left.
+        eval_meta_batches=4 if is_dense(learner) else 1,
+        overfit_batches=plain["trainer"]["overfit_batches"],
+        **arguments(module_values, EpisodeDataModule, "data"),
+    )
+    if tasks.varied_ways and not learner.adaptation.frees_ways:
+        raise InputError(
+            f"algo={plain['algo']['name']} has a fixed head of {tasks.output_size} ways: data.min_ways needs a learner "
+            "that writes its head from the support set, such as protonet, r2d2, proto_maml or cnaps, or hypernet and "
+            "hybrid where algo.writes is head or head+film"
+        )
+    # One evaluated episode finds what does not fit, such as prototypes of real targets, before anything is written.
+    learner.engine.map(learner.evaluate_episode, module.meta_batch("validation", [0]))
+    return Parts(tasks, learner, module)
+
+
+def is_dense(learner: MetaLearner) -> bool:
+    """Return True if the learner's tensors are so small that even the CPU runs all tasks at once."""
+    return learner.engine.resolve(torch.device("cpu")) == "vmap"
+
+
+def make_tasks(node: dict[str, Any]) -> Tasks:
+    """Return the task family of a `data` node.
+
+    If the node's `dataset` names a loader, the loader gets the keys that its signature has, the family gets the others.
+    """
+    if "dataset" not in node:
+        return make(node, "data")
+    loader = locate(node["dataset"], "data.dataset")
+    known = set(inspect.signature(loader).parameters)
+    loader_values = {name: value for name, value in node.items() if name in known}
+    rest = {name: value for name, value in node.items() if name not in known and name != "dataset"}
+    return make(rest, "data", dataset=loader(**arguments(loader_values, loader, "data")))

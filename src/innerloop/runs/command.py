@@ -1,0 +1,130 @@
+"""What a command does about errors of its user: one short message, an exit status, and nothing left behind."""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from innerloop.errors import DivergedError, FailedRuns, InputError, NotLearningError, RankError, Stopped
+from innerloop.runs.signatures import unknown_key
+
+USER_ERRORS = (
+    InputError,
+    HydraException,
+    OmegaConfBaseException,
+    DivergedError,
+    FailedRuns,
+    NotLearningError,
+    RankError,
+    Stopped,
+)
+"""Errors that end a command with a message and without a traceback."""
+
+# The extra in pyproject.toml that installs a launcher.
+LAUNCHERS = {"joblib": "sweep", "submitit_local": "sweep", "submitit_slurm": "sweep", "ray": "ray"}
+
+
+class Reported(SystemExit):
+    """The end of a command whose error was reported."""
+
+
+def command(application: Callable[[], Any]) -> None:
+    """Run a Hydra application. An error of the user's ends it with one message, exit status 1 and no new directory.
+
+    traceback=true on the command line shows the traceback instead. Ctrl-C ends with exit status 130.
+    """
+    # Otherwise Hydra prints messages of its own and hides the error; with this it raises every error to its caller.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        with reported_errors():
+            application()
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Lightning turns a Ctrl-C before or after the training steps into an exit with status 1.
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        _report("interrupted")
+        sys.exit(130)
+
+
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """Report the user's errors that the body raises and end the process.
+
+    The task function of Hydra's application uses it too, because an exception that leaves the task function makes Hydra
+    print a line of its own. Jobs of a sweep are exempt: their launcher needs the exception.
+    """
+    try:
+        yield
+    except (*USER_ERRORS, AssertionError) as error:
+        message = missing_parent(error) if isinstance(error, AssertionError) else explain(error)
+        if message is None or _is_job() or typed_value("traceback", [a.lower() for a in sys.argv]) == "true":
+            raise
+        _report(message)
+        raise Reported(130 if isinstance(error, Stopped) else 1) from None
+
+
+def _is_job() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _report(message: str) -> None:
+    print(f"\n{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+
+
+def explain(error: BaseException) -> str:
+    """Return one short message for an error of the user's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError):  # perhaps raised by a resolver and wrapped by OmegaConf
+            return str(cause)
+        parent, full_key = getattr(cause, "parent_node", None), getattr(cause, "full_key", None)
+        if isinstance(cause, OmegaConfBaseException) and isinstance(parent, DictConfig) and full_key:
+            if full_key.rpartition(".")[2] not in parent:
+                return unknown_key(full_key, [str(k) for k in parent])
+            if not isinstance(cause.__cause__, InputError):
+                return f"{full_key}: {str(cause).splitlines()[0]}"
+        cause = cause.__cause__
+    message = str(error).partition("\nConfig search path")[0].rstrip()
+    launcher = re.search(r"hydra/launcher/(\w+)'", message)
+    if launcher and launcher[1] in LAUNCHERS:
+        return f'launcher={launcher[1]} needs a package: pip install -e ".[{LAUNCHERS[launcher[1]]}]"'
+    return message
+
+
+def missing_parent(error: AssertionError) -> str | None:
+    """Return the message for OmegaConf's assertion that an overridden key's parent exists; None for other errors."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_code is not OmegaConf.update.__code__:
+        return None
+    key = frame.f_locals["key"]
+    return f"{key} cannot be set: this configuration has no {key.rpartition('.')[0]}"
+
+
+def typed_value(key: str, argv: Sequence[str]) -> str | None:
+    """Return the value of `key=value` on a command line, None if it is not there."""
+    return next((a.partition("=")[2].strip("\"'") for a in argv if a.startswith(f"{key}=")), None)
+
+
+def remove_empty(directory: Path) -> None:
+    """Remove a directory if it is empty, then its parents as long as they are empty, but nothing above or outside.
+
+    The working directory and its parents stay.
+    """
+    directory, here = directory.resolve(), Path.cwd().resolve()
+    for path in [directory, *(p for p in directory.parents if here in p.parents)]:
+        if path == here or path in here.parents:
+            return
+        try:
+            path.rmdir()
+        except OSError:
+            return

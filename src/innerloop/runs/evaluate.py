@@ -1,0 +1,117 @@
+"""Evaluation of a learner on validation and test episodes, at the end of a run and again later on other settings."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.hydra_config import HydraConfig
+from lightning import Trainer
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from innerloop.devices.ranks import ranks
+from innerloop.errors import InputError
+from innerloop.learners import MetaLearner
+from innerloop.runs.build import Parts, build
+from innerloop.runs.callbacks import Progress
+from innerloop.runs.checks import check
+from innerloop.runs.command import remove_empty
+from innerloop.runs.config import CONFIG, load_config
+from innerloop.runs.record import RESULTS, read_checkpoint, recorded, write_json
+from innerloop.runs.report.figures import save_figures
+from innerloop.runs.report.results import closing_table, split_results, write_episodes
+from innerloop.runs.schemas import EvaluateConfig
+from innerloop.runs.trainer import make_trainer
+
+
+class Evaluation(NamedTuple):
+    """validation, test: the entries of results.json. values: of the test, (episodes, 1 + K + 1, metrics)."""
+
+    validation: dict[str, Any]
+    test: dict[str, Any]
+    values: Tensor
+
+
+def evaluate(trainer: Trainer, parts: Parts, steps: str) -> Evaluation:
+    """Evaluate a learner on its validation and test episodes.
+
+    steps: "last" reports the metrics after all inner steps, "validation" after the number of inner steps that is best
+        on the validation tasks.
+    """
+    learner, tasks = parts.learner, parts.tasks
+    trainer.validate(learner, parts.data, verbose=False)
+    means = [entry["mean"] for entry in learner.last_curve[tasks.metric][1:]]
+    step = best_step(means, tasks.higher_is_better) if steps == "validation" else len(means) - 1
+    validation = split_results(learner.last_curve, len(learner.curve.compute()), step)
+    trainer.test(learner, parts.data, verbose=False)
+    values = learner.curve.compute()
+    return Evaluation(validation, split_results(learner.last_curve, len(values), step), values)
+
+
+def best_step(means: Sequence[float], higher_is_better: bool) -> int:
+    """Return the number of inner steps with the best mean. NaN counts as the worst."""
+    worth = [-math.inf if math.isnan(m) else m if higher_is_better else -m for m in means]
+    return worth.index(max(worth))
+
+
+def describe(cfg: DictConfig, learner: MetaLearner) -> dict[str, Any]:
+    """Return what results.json says of the configuration, and of the conditions that a metric depends on.
+
+    These are the net's norm, whether a prediction depends on the task's other queries, and the number of queries.
+    """
+    return {
+        "algo": cfg.algo.name,
+        "data": cfg.data.name,
+        "net": cfg.net.name,
+        "seed": cfg.seed,
+        "parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
+        "norm": cfg.net.get("norm"),
+        "transductive": learner.transductive,
+        "queries": cfg.data.get("queries"),
+    }
+
+
+def load_weights(learner: MetaLearner, path: Path) -> None:
+    """Load meta-parameters from a checkpoint.
+
+    Raises InputError if it is missing, broken or of another learner.
+    """
+    weights = read_checkpoint(path)["state_dict"]
+    try:
+        learner.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()[:40])
+        raise InputError(f"{path} does not fit these data, net and algorithm: {reason} …") from error
+
+
+def evaluate_run(cfg: DictConfig) -> None:
+    """Test a run's checkpoint as configured. Results, plots and the rest go below <run>/evaluations."""
+    out = Path(HydraConfig.get().runtime.output_dir)
+    run = Path(cfg.run)
+    try:
+        cfg.net = load_config(run).net  # other data may choose another net for training, but this one was trained
+        check(cfg, EvaluateConfig)
+        if ranks(cfg.trainer).total > 1:
+            raise InputError(f"trainer.devices={cfg.trainer.devices}: an evaluation runs on one device")
+        parts = build(cfg)
+        load_weights(parts.learner, run / "checkpoints" / f"{cfg.checkpoint}.ckpt")
+    except BaseException:
+        remove_empty(out)
+        raise
+    with recorded(out):
+        OmegaConf.save(cfg, out / CONFIG, resolve=True)
+        progress = Progress(parts.tasks.metric)
+        trainer = make_trainer(cfg, parts.learner, out, logger=False, callbacks=[progress], enable_checkpointing=False)
+        found = evaluate(trainer, parts, cfg.test.steps)
+        results = {
+            "run": str(run),
+            "checkpoint": cfg.checkpoint,
+            **describe(cfg, parts.learner),
+            "validation": found.validation,
+            "test": found.test,
+        }
+        write_episodes(out / "test_episodes.csv", parts.learner.curve.names, found.values)
+        save_figures(out, parts.tasks, parts.learner, parts.data, found.test)
+        write_json(out / RESULTS, results)
+        print(closing_table(results, parts.tasks.metric, out), flush=True)

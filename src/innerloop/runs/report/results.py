@@ -1,0 +1,98 @@
+"""The results of a run, as data and as text: results.json, rows for loggers, the closing table, test_episodes.csv."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+Curve = Mapping[str, Sequence[dict[str, float]]]
+"""Metric -> its statistics before adaptation and after 0, 1, …, K inner steps."""
+
+
+def split_results(curve: Curve, episodes: int, step: int) -> dict[str, Any]:
+    """Return the entry of results.json for one split.
+
+    It holds the metrics after `step` inner steps, before any adaptation, and along the curve.
+    """
+    by_step = [
+        {"step": s, **{name: c[s + 1] for name, c in curve.items()}} for s in range(len(next(iter(curve.values()))) - 1)
+    ]
+    return {
+        "episodes": episodes,
+        "step": step,
+        **{name: column[step + 1] for name, column in curve.items()},
+        "unadapted": {name: column[0] for name, column in curve.items()},
+        "by_step": by_step,
+    }
+
+
+def flatten(results: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return (name -> number, for a summary; a row of numbers for each inner step of the test)."""
+    flat = {k: v for k, v in results.items() if not isinstance(v, Mapping)}
+    for split in ("validation", "test"):
+        for name, entry in results[split].items():
+            if isinstance(entry, Mapping) and "mean" in entry:
+                flat[f"{split}/{name}"] = entry["mean"]
+                flat[f"{split}/{name}_ci95"] = entry["ci95"]
+        flat[f"{split}/step"] = results[split]["step"]
+    rows = []
+    for row in results["test"]["by_step"]:
+        numbers = {k: v for k, v in row.items() if k != "step"}
+        rows.append({"step": row["step"]} | {f"{n}_{s}": v for n, e in numbers.items() for s, v in e.items()})
+    return flat, rows
+
+
+def episode_rows(names: Sequence[str], values: Tensor, step: int) -> list[dict[str, float]]:
+    """Return for each test episode its metrics before any adaptation and after `step` inner steps.
+
+    values: (episodes, 1 + K + 1, metrics), the metrics in the order of `names`.
+    """
+    return [
+        {"episode": episode}
+        | {f"unadapted/{name}": value for name, value in zip(names, curve[0], strict=True)}
+        | dict(zip(names, curve[step + 1], strict=True))
+        for episode, curve in enumerate(values.tolist())
+    ]
+
+
+def closing_table(results: Mapping[str, Any], metric: str, run_dir: Path) -> str:
+    """Return the lines that a run ends with."""
+    test, trained = results["test"], ""
+    if "steps" in results:
+        trained = f", {results['steps']:,} steps in {results['train_seconds']:.0f} s"
+        trained += f" ({results['steps_per_second']:.1f} per second)"
+    lines = [
+        f"{results['algo']} on {results['data']} ({results['net']}, {results['parameters']:,} parameters), "
+        f"seed {results['seed']}{trained}",
+        f"{test['episodes']} test episodes{_conditions(results)}:",
+        f"  {'inner steps':<18}{metric:>10}{'± 95 %':>10}{'median':>10}",
+    ]
+    shown = [("before adaptation", test["unadapted"])]
+    shown += [(str(row["step"]), row) for row in test["by_step"]]
+    for label, row in shown:
+        entry = row[metric]
+        mark = "  <- reported" if row.get("step") == test["step"] else ""
+        lines.append(f"  {label:<18}{entry['mean']:>10.4f}{entry['ci95']:>10.4f}{entry['median']:>10.4f}{mark}")
+    return "\n".join(["", *lines, f"run directory: {run_dir}"])
+
+
+def _conditions(results: Mapping[str, Any]) -> str:
+    if results["norm"] is None:
+        return ""
+    transductive = " (transductive)" if results["transductive"] else ""
+    return f", norm: {results['norm']}{transductive}, {results['queries']} queries per class"
+
+
+def write_episodes(path: Path, names: Sequence[str], values: Tensor) -> None:
+    """Write a CSV row for each test episode and number of inner steps, so that runs can be compared in pairs.
+
+    values: (episodes, 1 + K + 1, metrics), the metrics in the order of `names`.
+    """
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["episode", "step", *names])
+        for episode, curve in enumerate(values.tolist()):
+            for column, row in enumerate(curve):
+                writer.writerow([episode, "unadapted" if column == 0 else column - 1, *row])

@@ -1,0 +1,214 @@
+"""Training of one run: build, fit, test, record."""
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning import Callback, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from innerloop.devices.memory import keep_freed
+from innerloop.devices.processes import all_ranks, run_as_rank
+from innerloop.devices.ranks import check_launch, is_first
+from innerloop.errors import InputError, Pruned, Stopped
+from innerloop.runs.build import Parts, build
+from innerloop.runs.callbacks import Histograms, Session
+from innerloop.runs.checks import check, check_recipe
+from innerloop.runs.command import remove_empty
+from innerloop.runs.config import CONFIG, logger_settings, resumed_config, to_plain
+from innerloop.runs.evaluate import describe, evaluate, load_weights
+from innerloop.runs.naming import label
+from innerloop.runs.record import RESULTS, environment, read_checkpoint, recorded, write_json
+from innerloop.runs.report.figures import save_figures
+from innerloop.runs.report.results import closing_table, episode_rows, flatten, write_episodes
+from innerloop.runs.signatures import make
+from innerloop.runs.tracking import Closing, Label, RunInfo, check_loggers, end_loggers, make_loggers, trackers
+from innerloop.runs.trainer import make_trainer
+from innerloop.tasks.base import Tasks
+
+log = logging.getLogger("innerloop")
+
+
+def train(cfg: DictConfig, name: Label | None = None, callbacks: Sequence[Callback] = ()) -> float:
+    """Train, test and record one run of Hydra's application. Returns the metric on the validation tasks.
+
+    A job of a sweep whose directory holds a run already resumes it.
+
+    name: what trackers call the run. None: see `label`. callbacks: further ones, for the first rank only.
+    """
+    hydra = HydraConfig.get()
+    run_dir = Path(hydra.runtime.output_dir)
+    resuming_job = cfg.sweep is not None and (run_dir / CONFIG).exists()
+    resuming = cfg.resume is not None or resuming_job
+    try:
+        if resuming:
+            # The record of a sweep's job includes its overrides.
+            cfg = resumed_config(run_dir, [] if resuming_job else hydra.overrides.task, cfg)
+        elif is_first() and (run_dir / CONFIG).exists():
+            raise InputError(f"{run_dir} holds a run already: resume it, resume={run_dir}, or choose another directory")
+        check(cfg)
+        check_recipe()
+        check_loggers(logger_settings(cfg))
+        check_launch(hydra.mode == RunMode.MULTIRUN, hydra.overrides.hydra, resuming)
+        configured_callbacks(cfg)
+        parts = build(cfg)
+    except BaseException:
+        remove_empty(run_dir)
+        raise
+    with recorded(run_dir, is_first()):
+        if is_first() and not resuming:
+            write_record(cfg, run_dir)
+        name = name or Label(*label(cfg))
+        task = {"config": to_plain(cfg), "run_dir": str(run_dir), "label": name}
+        with all_ranks(cfg.trainer, task, "innerloop.runs.train:train_as_rank"):
+            return fit_and_test(cfg, run_dir, parts, name, callbacks)
+
+
+def train_as_rank() -> None:
+    """Train as another rank, in a process that `all_ranks` starts. The first rank keeps the record."""
+
+    def run(task: dict[str, Any]) -> None:
+        cfg, run_dir = OmegaConf.create(task["config"]), Path(task["run_dir"])
+        with recorded(run_dir, first=False):
+            fit_and_test(cfg, run_dir, build(cfg), Label(*task["label"]))
+
+    run_as_rank(run)
+
+
+def fit_and_test(
+    cfg: DictConfig, run_dir: Path, parts: Parts, name: Label, callbacks: Sequence[Callback] = ()
+) -> float:
+    """Train from the last checkpoint or the start, test the best weights, and write what the run leaves.
+
+    Returns the metric on the validation tasks.
+    """
+    learner = parts.learner
+    last = run_dir / "checkpoints" / "last.ckpt"
+    start = last if last.exists() else None
+    info = RunInfo(run_dir, to_plain(cfg), name, resumed_at=read_checkpoint(last)["global_step"] if start else 0)
+    loggers = make_loggers(info, logger_settings(cfg))
+    ended: BaseException | None = None
+    try:
+        session = Session(last, learner.accumulate)
+        chosen = configured_callbacks(cfg)
+        keep_freed(math.prod(parts.tasks.input_shape))
+        trainer = make_trainer(
+            cfg,
+            learner,
+            run_dir,
+            logger=loggers,
+            callbacks=[*checkpoints(run_dir, parts.tasks), session, *chosen, *histograms(loggers), *callbacks],
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
+        )
+        log.info("training %s on %s in %s", cfg.algo.name, cfg.data.name, run_dir)
+        trainer.fit(learner, parts.data, ckpt_path=start, weights_only=False)
+        return test_and_report(cfg, run_dir, parts, trainer, session)
+    except Pruned:  # this is no failure of the run
+        raise
+    except Stopped as stopped:
+        ended = Stopped(f"{stopped}. Resume it with: python train.py resume={run_dir}")
+        raise ended from None
+    except BaseException as error:
+        ended = error
+        raise
+    finally:
+        end_loggers(loggers, ended)
+
+
+def test_and_report(cfg: DictConfig, run_dir: Path, parts: Parts, trainer: Trainer, session: Session) -> float:
+    """Test the best weights of a trained learner and write results, tables and plots.
+
+    Returns the metric on the validation tasks.
+    """
+    learner, loggers = parts.learner, list(trainer.loggers)
+    trainer.loggers = []  # this evaluation is no point of the learning curve
+    kept = [callback for callback in trainer.callbacks if not isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
+    trainer.callbacks = kept  # type: ignore[attr-defined]  # averaging would exchange the best weights for the last
+    load_weights(learner, run_dir / "checkpoints" / "best.ckpt")
+    found = evaluate(trainer, parts, cfg.test.steps)
+    results = {
+        **describe(cfg, learner),
+        "metric": parts.tasks.metric,
+        "steps": trainer.global_step,
+        "ranks": trainer.world_size,
+        "train_seconds": session.wall_seconds,
+        "train_cpu_seconds": sum_over_ranks(trainer, session.cpu_seconds),
+        "steps_per_second": trainer.global_step / session.wall_seconds,
+        **session.peak_memory,
+        "validation": found.validation,
+        "test": found.test,
+    }
+    if trainer.is_global_zero:
+        names = learner.curve.names
+        write_episodes(run_dir / "test_episodes.csv", names, found.values)
+        figures = save_figures(run_dir, parts.tasks, learner, parts.data, found.test)
+        rows = episode_rows(names, found.values, found.test["step"])
+        for tracker in trackers(loggers):
+            tracker.log_closing(Closing(results, *flatten(results), rows, figures))
+        write_json(run_dir / RESULTS, results)
+        print(closing_table(results, parts.tasks.metric, run_dir), flush=True)
+    return found.validation[parts.tasks.metric]["mean"]
+
+
+def checkpoints(run_dir: Path, tasks: Tasks) -> list[Callback]:
+    """Return the callbacks that write best.ckpt and last.ckpt, which every run has."""
+    best = ModelCheckpoint(
+        run_dir / "checkpoints",
+        filename="best",
+        monitor=f"val/{tasks.metric}",
+        mode="max" if tasks.higher_is_better else "min",
+        enable_version_counter=False,
+        auto_insert_metric_name=False,
+    )
+    # Not save_last=True of the other callback: Lightning (2.6) then writes last.ckpt only when the best improves.
+    latest = ModelCheckpoint(run_dir / "checkpoints", filename="last", enable_version_counter=False)
+    return [best, latest]
+
+
+def configured_callbacks(cfg: DictConfig) -> list[Callback]:
+    """Return the callbacks of the configuration. Raises InputError for what is not possible."""
+    found: list[Callback] = []
+    for name, node in to_plain(cfg.callbacks).items():
+        if node is not None:
+            try:
+                callback = make(node, f"callbacks.{name}")
+            except InputError:
+                raise
+            except (TypeError, ValueError, MisconfigurationException) as error:
+                raise InputError(f"callbacks.{name}: {error}") from error
+            if not isinstance(callback, Callback):
+                raise InputError(f"callbacks.{name}._target_={node['_target_']} is no callback of Lightning's")
+            found.append(callback)
+    bars = [callback for callback in found if isinstance(callback, ProgressBar)]
+    if len(bars) > 1:
+        raise InputError("callbacks has two progress bars: leave innerloop's out with callbacks.progress=null")
+    return found
+
+
+def histograms(loggers: Sequence[Logger]) -> list[Callback]:
+    """Return a callback for each tracker that logs histograms."""
+    return [Histograms(t.histograms_every, t.log_histograms) for t in trackers(loggers) if t.histograms_every]
+
+
+def sum_over_ranks(trainer: Trainer, value: float) -> float:
+    """Return the sum of every rank's value. All ranks must call this."""
+    if trainer.world_size == 1:
+        return value
+    mine = torch.tensor(value, device=trainer.strategy.root_device)
+    return trainer.strategy.reduce(mine, reduce_op="sum").item()
+
+
+def write_record(cfg: DictConfig, run_dir: Path) -> None:
+    """Write config.yaml, overrides.yaml and environment.json: what is needed to repeat the run."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)
+    OmegaConf.save(HydraConfig.get().overrides.task, run_dir / "overrides.yaml")
+    write_json(run_dir / "environment.json", environment())

@@ -1,0 +1,73 @@
+"""The command line of a sweep: whether it continues a sweep that exists already, and with which arguments."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from innerloop.errors import InputError
+from innerloop.runs.command import typed_value
+from innerloop.runs.locks import holder
+from innerloop.sweeps.jobs import LOCK
+from innerloop.sweeps.record import (
+    CONF,
+    FINISHED,
+    LAUNCHER,
+    RECORD,
+    identity,
+    is_free,
+    key_of,
+    quoted,
+    read_record,
+    refuse_another,
+)
+
+
+def command_line(argv: Sequence[str]) -> list[str]:
+    """Return the arguments of a command. If it continues a sweep, they include that sweep's own.
+
+    A sweep is continued if `sweep=<its directory>` names it, or if the same command started it in the default place and
+    it is not finished. Raises InputError if the named sweep was started by another command.
+    """
+    typed = [a for a in argv[1:] if not a.startswith("-") and ("=" in a or a.startswith("~"))]
+    if not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv):
+        if typed_value("sweep", typed):
+            raise InputError(
+                f"sweep= names a sweep's directory: python train.py -m sweep={typed_value('sweep', typed)}"
+            )
+        return list(argv)
+    if [a for a in argv[1:] if a.startswith("-") and a not in ("-m", "--multirun")]:
+        return list(argv)  # it only shows something, or it has configuration files of its own
+    asked = [a for a in typed if key_of(a) not in ("sweep", "hydra.mode")]
+    named = typed_value("sweep", typed) or typed_value("hydra.sweep.dir", typed)
+    directory = Path(named) if named else _unfinished(identity(asked))
+    if directory is None or not (directory / RECORD).is_file():
+        if named and not asked:
+            raise InputError(f"sweep={named}: there is no sweep in this directory; to start one, add what it is to try")
+        return list(argv)
+    if identity(asked):
+        refuse_another(directory, asked)
+    if not named:
+        print(
+            f"continuing the same sweep, which is not finished; to start another: sweep=<new directory> ({directory})"
+        )
+    return [argv[0], "-m", "--config-path", str((directory / CONF).resolve()), *_merged(directory, asked)]
+
+
+def _merged(directory: Path, asked: Sequence[str]) -> list[str]:
+    """Return the recorded overrides of a sweep with the free ones among those asked for in their place."""
+    recorded = read_record(directory)["overrides"]
+    free = [a for a in asked if is_free(a)]
+    replaced = {key_of(a) for a in free}
+    if replaced & {"launcher", "hydra/launcher"}:
+        replaced |= {key_of(a) for a in recorded if key_of(a).startswith(LAUNCHER)}
+    kept = [a for a in recorded if key_of(a) not in replaced]
+    place = [] if typed_value("hydra.sweep.dir", kept) else [f"sweep={quoted(directory)}"]
+    return [*kept, *free, *place]
+
+
+def _unfinished(wanted: list[str]) -> Path | None:
+    """Return the newest sweep of this identity in the default place that was stopped before it was finished."""
+    for path in sorted(Path("runs/sweeps").glob(f"*/{RECORD}"), reverse=True):
+        same = identity(read_record(path.parent)["overrides"]) == wanted
+        if same and not (path.parent / FINISHED).exists() and holder(path.parent / LOCK) is None:
+            return path.parent
+    return None

@@ -3,15 +3,15 @@
     pip install -e ".[peers]" && python scripts/benchmark.py --out DIR --whole-run
 
 A meta-step is forward, backward and an outer Adam update. All programs get the same nets (innerloop's; the peers' with
-torch's own batch norm), weights and meta-batch, and their meta-gradients must agree in float64 before any timing
-counts. They take turns in one process for each workload, each at every thread setting (innerloop's thread engine:
-workers), in rounds whose medians are told. `ratio`: learn2learn's best wall time over the program's; above 1 is faster.
-Freed memory is kept for the next tensor, as in innerloop's runs, which speeds up all programs. `peak MB`: what three
-meta-steps at one thread add to the memory of a process of their own, compilation included; there, freed memory goes
-back at once, so that what is held is told and not how the heap broke into pieces. The peers are used as their
-documentation shows, with one task's graph at a time. learn2learn 0.2.0 no longer installs: `--learn2learn FOLDER` is
-its unpacked source distribution, which else is downloaded. DIR gets benchmark.json, benchmark.md, benchmark.png and
-workers.png, where the thread engine is timed once more, with 1, 2, … workers.
+torch's own batch norm), weights and meta-batch, and their meta-gradients must agree in float64 before any timing. For
+each workload they take turns in one process, each at every thread setting (innerloop's thread engine: workers), in
+rounds whose medians are reported. `ratio`: learn2learn's best wall time over the program's; above 1 is faster. Freed
+memory is kept for the next tensor, as in innerloop's runs, which speeds up all programs. `peak MB`: the memory that
+three meta-steps at one thread add to a process of their own, compilation included. There, freed memory is returned at
+once, so that the number shows the memory in use and not the fragmentation of the heap. The peers are used as their
+documentation shows, with one task's graph at a time. learn2learn 0.2.0 no longer installs: `--learn2learn FOLDER` names
+its unpacked source distribution, which is downloaded otherwise. DIR gets benchmark.json, benchmark.md, benchmark.png
+and workers.png, for which the thread engine is timed again with 1, 2, … workers.
 """
 
 import argparse
@@ -23,7 +23,6 @@ import itertools
 import json
 import math
 import os
-import platform
 import runpy
 import sys
 import tempfile
@@ -45,15 +44,18 @@ from benchmark_programs import (  # makes src/ importable, too
     Disagreement,
     Variants,
     Workload,
+    above_zero,
     expose_learn2learn,
     fetched_learn2learn,
     gradient_differences,
+    machine,
+    measured,
     meta_step,
 )
 
+from innerloop.devices.memory import keep_freed, largest_resident_set, return_freed
 from innerloop.episodes import InputError
 from innerloop.learners import MAML
-from innerloop.memory import keep_freed, largest_resident_set, return_freed
 
 ROOT = Path(__file__).resolve().parents[1]
 BY_STEPS = "omniglot_5w1s_stride_q1"
@@ -61,7 +63,7 @@ BY_STEPS = "omniglot_5w1s_stride_q1"
 
 @dataclass
 class Row:
-    """An object of benchmark.json. None: not measured, or without meaning. detail: what only a few have."""
+    """An object of benchmark.json. None: not measured or not applicable. detail: numbers that only a few rows have."""
 
     workload: str
     program: str = "innerloop"
@@ -81,16 +83,11 @@ class Row:
         return self.workload, self.program, self.mode
 
 
-def measured(step: Callable[[], None], repeats: int) -> np.ndarray:
-    """Milliseconds a step: wall, and CPU of all threads."""
-    begun = time.perf_counter(), time.process_time()
-    for _ in range(repeats):
-        step()
-    return 1e3 * np.subtract((time.perf_counter(), time.process_time()), begun) / repeats
-
-
 def timed(workload: Workload, variants: Variants, threads: Iterable[int], rounds: int, at_least: float) -> list[Row]:
-    """A row for each variant and thread setting; measurements of so many milliseconds, each in its turn in a round."""
+    """Return a row for each variant and thread setting.
+
+    at_least: milliseconds of one measurement. The variants take turns in each round.
+    """
     contenders = []
     for (program, mode), n in itertools.product(variants, threads):
         torch.set_num_threads(n)
@@ -99,11 +96,11 @@ def timed(workload: Workload, variants: Variants, threads: Iterable[int], rounds
         row = Row(workload.name, program, mode, n, rounds=rounds, compile_s=first / 1e3 if mode == "compiled" else None)
         contenders.append((row, step, max(1, math.ceil(at_least / again)), []))
     for i in range(rounds):
-        turn = i % len(contenders)  # another one begins each time
+        turn = i % len(contenders)  # another one starts each round
         for row, step, repeats, found in contenders[turn:] + contenders[:turn]:
             torch.set_num_threads(row.threads)
             gc.collect()
-            step()  # caches and threads were the last one's, like the garbage
+            step()  # caches and threads are still those of the last variant
             found.append(measured(step, repeats))
     for row, _, _, found in contenders:
         row.wall_ms, row.cpu_ms = np.median(found, axis=0).tolist()
@@ -111,18 +108,19 @@ def timed(workload: Workload, variants: Variants, threads: Iterable[int], rounds
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any, fresh: bool = True) -> Any:
-    """What the function returns in a new process. Not fresh: in a fork of one that has done the imports, in no time.
+    """Return what the function returns in a new process.
 
-    A fork's memory begins without the pages of the libraries, which it is then charged for.
+    fresh: False forks a process that has done the imports, which is fast. Its peak memory then includes pages of the
+        libraries that it is the first to touch.
     """
     context = get_context("forkserver" if sys.platform == "linux" and not fresh else "spawn")
-    context.set_forkserver_preload(["innerloop.learners", "innerloop.config"])  # what takes seconds
+    context.set_forkserver_preload(["innerloop.learners"])  # what takes seconds
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def timed_alone(learn2learn: Path | None, workload: Workload, *arguments: Any) -> list[Row]:
-    """`timed`, in a process of its own: with malloc set as in a run on such inputs."""
+    """Return `timed` with malloc set as in a run on such inputs. Call it in a process of its own."""
     keep_freed(math.prod(workload.shape))
     if learn2learn is not None:
         expose_learn2learn(learn2learn)
@@ -130,7 +128,7 @@ def timed_alone(learn2learn: Path | None, workload: Workload, *arguments: Any) -
 
 
 def peak_memory(workload: Workload, program: str, settings: dict[str, Any], learn2learn: Path | None) -> float:
-    """Megabytes that three meta-steps at one thread add to the peak of this process, which is to be of their own."""
+    """Return the megabytes that three meta-steps at one thread add to the peak of this process: call it in a new one."""
     torch.set_num_threads(1)
     return_freed()
     if learn2learn is not None:
@@ -143,16 +141,16 @@ def peak_memory(workload: Workload, program: str, settings: dict[str, Any], lear
 
 
 def timed_run(overrides: Sequence[str]) -> tuple[float, int, dict[str, float]]:
-    """Runs train.py in this process, which is to be of its own, with a clock around its parts.
+    """Run train.py in this process with a clock around its parts. Call it in a new process.
 
-    Returns when the first training step began, the number of steps, and the wall seconds of each part from then to the
-    end of `fit`: of a part within another, in the inner one only.
+    Returns the time of the first training step, the number of steps, and the wall seconds of each part from then to the
+    end of `fit`. Time of a part within another counts for the inner one only.
     """
     from lightning import Trainer
     from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 
+    from innerloop.runs.tracking import MetricsFile
     from innerloop.tasks.sinusoid import Sinusoid
-    from innerloop.tracking import MetricsFile
 
     spent: dict[str, float] = defaultdict(float)
     steps: list[float] = []
@@ -188,7 +186,7 @@ def timed_run(overrides: Sequence[str]) -> tuple[float, int, dict[str, float]]:
 
 
 def whole_run(tiny: bool) -> Row:
-    """A default run of train.py: seconds of start-up, and shares of the time from its first step to the end of fit."""
+    """Time a default run of train.py: seconds of start-up, and shares of the time from its first step to fit's end."""
     with tempfile.TemporaryDirectory() as folder:
         overrides = ["algo=maml", "logger=csv", f"hydra.run.dir={folder}/run"]
         overrides += ["trainer.max_steps=200", "test.episodes=20"] if tiny else []
@@ -201,14 +199,14 @@ def whole_run(tiny: bool) -> Row:
 
 
 def fastest(rows: Sequence[Row]) -> list[Row]:
-    """Of each workload, program and mode the row at its best thread setting."""
+    """Return for each workload, program and mode the row at its best thread setting."""
     by_wall = sorted(rows, key=lambda row: row.wall_ms or math.inf, reverse=True)
     best = {row.variant: row for row in by_wall}
     return [best[variant] for variant in dict.fromkeys(row.variant for row in rows)]
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A row for each workload, program and mode at its best thread setting."""
+    """Return a table with a row for each workload, program and mode at its best thread setting."""
     alone = {row.variant: row.cpu_ms for row in rows if row.threads == 1}
     head = ["workload", "program", "mode", "ratio", "wall ms", "threads", "CPU ms", "CPU ms, 1 thread", "peak MB"]
     lines = [[*head, "compile s"], ["---"] * 3 + ["---:"] * 7]
@@ -221,16 +219,8 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def machine() -> str:
-    """One line: the processor, and the versions that the numbers belong to."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-    return f"{model}, {os.cpu_count()} cores; torch {torch.__version__}, Python {platform.python_version()}"
-
-
 def draw(rows: Sequence[Row], workers: Sequence[Row], out: Path) -> None:
-    """benchmark.png: the ratios to learn2learn. workers.png: meta-steps a second over the number of workers."""
+    """Draw benchmark.png, the ratios to learn2learn, and workers.png, meta-steps per second by number of workers."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -260,13 +250,13 @@ def draw(rows: Sequence[Row], workers: Sequence[Row], out: Path) -> None:
             speeds = [1e3 / row.wall_ms for row in mine if row.wall_ms]
             axes.plot([row.threads for row in mine], speeds, marker="o", label=name.removeprefix("workers_"))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(title="Tasks in parallel", xlabel="workers (threads)", ylabel="meta-steps a second", ylim=(0, None))
+        axes.set(title="Tasks in parallel", xlabel="workers (threads)", ylabel="meta-steps per second", ylim=(0, None))
         axes.legend(frameon=False)
         figure.savefig(out / "workers.png", dpi=150)
 
 
 def prepared(options: argparse.Namespace) -> Path | None:
-    """learn2learn's folder, if it takes part. Raises InputError if a peer is missing."""
+    """Return learn2learn's folder, None if it does not take part. Raises InputError if a peer is missing."""
     for program in set(options.program) & {"higher", "torchopt"}:
         if importlib.util.find_spec(program) is None:
             raise InputError(f'{program} is not installed: pip install -e ".[peers]"')
@@ -278,7 +268,7 @@ def prepared(options: argparse.Namespace) -> Path | None:
 
 
 def benchmark(options: argparse.Namespace) -> None:
-    """Measures and writes what the command line names. Raises InputError and Disagreement."""
+    """Measure and write what the command line names. Raises InputError and Disagreement."""
     learn2learn, out, tiny = prepared(options), options.out, options.tiny
     out.mkdir(parents=True, exist_ok=True)
     rounds, at_least = (min(options.rounds, 2), 10) if tiny else (options.rounds, 300)
@@ -336,14 +326,8 @@ def benchmark(options: argparse.Namespace) -> None:
     print(text)
 
 
-def above_zero(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not above zero")
-    return number
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 1 where a program disagrees with the others, 2 where something is missing or unknown."""
+    """Return the exit status: 1 if a program disagrees with the others, 2 if something is missing or unknown."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s --out DIR [option ...]",
         description=__doc__,
@@ -358,10 +342,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-workers", type=above_zero, default=os.cpu_count(), metavar="N", help="in workers.png")
     parser.add_argument("--rounds", type=above_zero, default=7, metavar="N")
     parser.add_argument("--learn2learn", type=Path, metavar="FOLDER", help="its unpacked source distribution")
-    parser.add_argument("--whole-run", action="store_true", help="also where the wall time of a run of train.py goes")
-    parser.add_argument(
-        "--tiny", action="store_true", help="2 tasks, 8 channels, 2 rounds: whether it works, no numbers"
-    )
+    parser.add_argument("--whole-run", action="store_true", help="also time the parts of a run of train.py")
+    parser.add_argument("--tiny", action="store_true", help="2 tasks, 8 channels, 2 rounds: a test that it works")
     options, threads = parser.parse_args(argv), torch.get_num_threads()
     try:
         benchmark(options)

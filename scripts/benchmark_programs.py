@@ -1,15 +1,19 @@
-"""What scripts/benchmark.py compares: the workloads, innerloop and its peers as programs, and that they agree.
+"""The programs that scripts/benchmark.py and gpu.py measure: workloads, innerloop and its peers, and their agreement.
 
 A program leaves the meta-gradient of a workload's meta-batch in the `.grad` of the net's parameters.
 """
 
+import argparse
 import hashlib
 import importlib
 import itertools
+import os
+import platform
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import types
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.compiler.config
 import torch.nn.functional as F
@@ -39,14 +44,14 @@ MODES: dict[str, dict[str, Any]] = {"eager": {}, "compiled": {"compile": True}}
 
 
 class Disagreement(Exception):
-    """A program computes something else than the others: no timing of it would mean anything."""
+    """A program computes something else than the others, so its time means nothing."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A meta-batch, and the net that adapts to its tasks: Conv4 with `width` channels, or an MLP on one variable.
+    """A meta-batch and the net that adapts to its tasks: Conv4 with `width` channels, or an MLP on one variable.
 
-    form: how the Conv4 downsamples; None: the MLP. shots, queries: points a class.
+    form: how the Conv4 downsamples; None: the MLP. shots, queries: points per class.
     """
 
     name: str
@@ -105,9 +110,9 @@ WORKLOADS = _workloads()
 
 
 def of_innerloop(workload: Workload, net: nn.Module, **settings: Any) -> Callable[[Episode], None]:
-    """A function that leaves the gradient of a meta-batch's mean query loss in the `.grad` of the net's parameters."""
+    """Return a function that leaves the gradient of a meta-batch's mean query loss in the parameters' `.grad`."""
     if "compile" in settings:
-        # What is told is the time of a first compilation; torch warns of the caches that it does without.
+        # The reported time is that of a first compilation. torch warns that its caches are disabled.
         torch.compiler.config.force_disable_caches = True
         warnings.filterwarnings("ignore", message=".*force_disable_caches")
     steps = {"inner_lr": workload.inner_lr, "inner_steps": workload.inner_steps}
@@ -177,7 +182,7 @@ PROGRAMS = ("innerloop", *PEERS)
 
 
 def use_torchs_norms(net: nn.Module) -> None:
-    """Puts torch's batch norm, with the same parameters, in the place of ours, whose speed is innerloop's."""
+    """Replace innerloop's batch norms, whose speed is innerloop's own, by torch's with the same parameters."""
     for module in list(net.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, BatchNorm):
@@ -187,7 +192,7 @@ def use_torchs_norms(net: nn.Module) -> None:
 
 
 def of(program: str, workload: Workload, net: nn.Module, settings: dict[str, Any]) -> Callable[[Episode], None]:
-    """See `of_innerloop`; for a peer the loop over tasks that its documentation shows."""
+    """Return a program: see `of_innerloop`. A peer loops over the tasks, as its documentation shows."""
     if program == "innerloop":
         return of_innerloop(workload, net, **settings)
     use_torchs_norms(net)
@@ -207,7 +212,7 @@ CPU = torch.device("cpu")
 
 
 def placed(workload: Workload, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Episode]:
-    """The workload's net and meta-batch."""
+    """Return the workload's net and meta-batch on a device in a dtype."""
 
     def moved(t: Tensor) -> Tensor:
         return t.to(device, dtype) if t.is_floating_point() else t.to(device)
@@ -222,7 +227,7 @@ def meta_gradient(
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """All entries in a row, float64, on the CPU; computed on this device in this type."""
+    """Return all entries of a meta-gradient, (n,) float64 on the CPU, computed on this device in this dtype."""
     net, batch = placed(workload, device, dtype)
     of(program, workload, net, settings)(batch)
     return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).double().cpu()
@@ -231,10 +236,10 @@ def meta_gradient(
 def meta_step(
     workload: Workload, program: str, settings: dict[str, Any], device: torch.device = CPU
 ) -> Callable[[], None]:
-    """A function that takes one meta-step of a program on a net of its own, in float32."""
+    """Return a function that takes one meta-step of a program on a net of its own, in float32."""
     net, batch = placed(workload, device, torch.float32)
     backward = of(program, workload, net, settings)
-    # Steps too small to matter: the thousandth does the same work as the first.
+    # Such small steps change nothing, so the thousandth does the same work as the first.
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-7)
 
     def step() -> None:
@@ -245,12 +250,12 @@ def meta_step(
 
 
 def fetched_learn2learn() -> Path:
-    """learn2learn's unpacked source distribution in the user's cache folder. Raises InputError if it cannot be had."""
+    """Return learn2learn's unpacked sources in the user's cache folder. Raises InputError if they cannot be fetched."""
     place = cache_folder("learn2learn")
     folder = place / LEARN2LEARN
     if folder.is_dir():
         return folder
-    # As a wheel it cannot be had, and its build would fail: its sources are all that is wanted.
+    # There is no wheel, and its build would fail: only the sources are needed.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--retries=1", "--no-deps", "--no-binary=:all:"]
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -274,7 +279,7 @@ def fetched_learn2learn() -> Path:
 
 
 def expose_learn2learn(folder: Path) -> None:
-    """Makes learn2learn's own files importable, but not the packages' `__init__`: they need what no longer installs."""
+    """Make learn2learn's files importable without the packages' `__init__`, which needs what no longer installs."""
     if not (folder / "learn2learn" / "algorithms" / "maml.py").is_file():
         raise InputError(f"{folder} is no source distribution of learn2learn: it has no learn2learn/algorithms/maml.py")
     for name in ("learn2learn", "learn2learn.algorithms"):
@@ -288,15 +293,38 @@ Variants = Sequence[tuple[str, str]]
 
 
 def gradient_differences(workload: Workload, variants: Variants) -> list[float]:
-    """The largest difference of an entry of each one's meta-gradient to learn2learn's, or else to the first one's.
+    """Return each variant's largest difference of a meta-gradient's entry to learn2learn's, or else to the first one's.
 
-    In float64 and of two tasks. Raises Disagreement if one is above 1e-10.
+    In float64, for two tasks. Raises Disagreement if a difference is above 1e-10.
     """
     workload = replace(workload, tasks=2)
     gradients = [meta_gradient(workload, program, MODES[mode]) for program, mode in variants]
     reference = gradients[next((i for i, (program, _) in enumerate(variants) if program == "learn2learn"), 0)]
     found = [(g - reference).abs().max().item() for g in gradients]
     for (program, mode), difference in zip(variants, found, strict=True):
-        if not difference <= TOLERANCE:  # what is not a number is refused too
+        if not difference <= TOLERANCE:  # NaN is refused too
             raise Disagreement(f"{workload.name}: the meta-gradient of {program} ({mode}) is off by {difference:.1e}")
     return found
+
+
+def measured(step: Callable[[], None], repeats: int) -> np.ndarray:
+    """Return milliseconds per step: wall time, and CPU time of all threads."""
+    begun = time.perf_counter(), time.process_time()
+    for _ in range(repeats):
+        step()
+    return 1e3 * np.subtract((time.perf_counter(), time.process_time()), begun) / repeats
+
+
+def machine() -> str:
+    """Return one line with the processor and the versions that the numbers belong to."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model}, {os.cpu_count()} cores; torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def above_zero(text: str) -> int:
+    """Return a number of the command line. Raises ArgumentTypeError unless it is above zero."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above zero")
+    return number

@@ -1,17 +1,17 @@
-"""What only a GPU can show of innerloop, for its owner to run once: python scripts/gpu.py --out DIR.
+"""Check and measure innerloop on a GPU: python scripts/gpu.py --out DIR.
 
     pip install -e . && python scripts/gpu.py --out DIR
 
-- agreement: whether each engine's meta-gradient there is that of a loop on the CPU, in float64, to 1e-10.
-- precision: what float32, TensorFloat-32 and bfloat16 make of a whole meta-batch's meta-gradient: its distance to
-  float64's, over the norm of that one, and the cosine between the two.
-- speed: milliseconds a meta-step by engine and precision, medians of rounds in which they take turns, times
-  learn2learn's speed where that is at hand, and the peak of what torch had allocated.
+- agreement: whether each engine's meta-gradient on the GPU is that of a loop on the CPU, in float64, to 1e-10.
+- precision: a whole meta-batch's meta-gradient in float32, TensorFloat-32 and bfloat16: its distance to the one in
+  float64, relative to that one's norm, and the cosine between the two.
+- speed: milliseconds per meta-step by engine and precision, as medians of rounds in which they take turns, the ratio to
+  learn2learn's speed if learn2learn is available, and the peak of the memory that torch allocates.
 - memory: whether a meta-batch that exceeds the memory is run in parts, with the same meta-gradient.
-- runs: short runs of train.py, in each precision, and on all GPUs where there are several.
+- runs: short runs of train.py in each precision, and on all GPUs if there are several.
 
-The workloads are those of scripts/benchmark.py. DIR gets gpu.json and gpu.md. What fails is written down, the rest goes
-on, and the exit status is 1. `--device cpu --tiny` tries out the script itself.
+The workloads are those of scripts/benchmark.py. DIR gets gpu.json and gpu.md. A check that fails is written down, the
+others continue, and the exit status is 1. `--device cpu --tiny` tests the script itself.
 """
 
 import argparse
@@ -28,32 +28,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmark import above_zero, machine, measured
 from benchmark_programs import (  # makes src/ importable, too
     ROOT,
     TOLERANCE,
     WORKLOADS,
     Workload,
+    above_zero,
     expose_learn2learn,
     fetched_learn2learn,
+    machine,
+    measured,
     meta_gradient,
     meta_step,
     placed,
 )
 
+from innerloop.devices.precision import set_tensor_float
 from innerloop.episodes import InputError
 from innerloop.learners import MAML
-from innerloop.precision import set_tensor_float
 
 PRECISIONS = ("32-true", "tf32", "bf16-mixed")
 CAPPED = "mini_imagenet"
-"""The workload whose memory is cut short."""
+"""The workload that is run with too little memory."""
 ALL_AT_ONCE: dict[str, Any] = {"engine": "vmap"}
 Line = dict[str, Any]
 
 
 def engines(workload: Workload) -> dict[str, dict[str, Any]]:
-    """Name -> settings of the learner. Compilation is for dense nets."""
+    """Return name -> settings of the learner. Compilation is for dense nets."""
     quarter = max(workload.tasks // 4, 1)
     found: dict[str, dict[str, Any]] = {"loop": {"engine": "loop"}, "vmap": ALL_AT_ONCE}
     found[f"vmap, chunk {quarter}"] = ALL_AT_ONCE | {"chunk": quarter}
@@ -62,7 +64,7 @@ def engines(workload: Workload) -> dict[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def in_precision(name: str, device: torch.device) -> Iterator[None]:
-    """As in a run with this trainer.precision."""
+    """Compute inside as a run with this trainer.precision does."""
     set_tensor_float(name == "tf32")
     try:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=name == "bf16-mixed"):
@@ -89,7 +91,7 @@ def precision(workload: Workload, device: torch.device) -> Iterator[Line]:
 
 
 def speed(workload: Workload, device: torch.device, rounds: int, at_least: float, peer: bool) -> Iterator[Line]:
-    """Measurements of at least so many milliseconds. peer: learn2learn takes part."""
+    """Yield a line per engine and precision. at_least: milliseconds per measurement. peer: learn2learn takes part."""
     variants: list[tuple[str, str, dict[str, Any], str]] = []
     if peer:
         variants.append(("learn2learn", "learn2learn", {}, "32-true"))
@@ -113,7 +115,7 @@ def speed(workload: Workload, device: torch.device, rounds: int, at_least: float
 
 
 def in_mode(step: Callable[[], None], mode: str, device: torch.device) -> Callable[[], None]:
-    """The step in this precision, done when the GPU has done it."""
+    """Return the step in this precision. It returns when the GPU has finished it."""
 
     def whole() -> None:
         with in_precision(mode, device):
@@ -125,7 +127,7 @@ def in_mode(step: Callable[[], None], mode: str, device: torch.device) -> Callab
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> float | None:
-    """10^6 bytes that torch has allocated at most while the function runs, None but on a GPU."""
+    """Return the peak of 10^6 bytes that torch allocates while the function runs, None on a CPU."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
@@ -134,7 +136,7 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> float | No
 
 
 def memory(workload: Workload, device: torch.device) -> Iterator[Line]:
-    """With a limit between what half of the tasks and what all of them take at once."""
+    """Run a meta-batch with a memory limit between the peaks of half its tasks and of all of them at once."""
     if workload.name != CAPPED or device.type != "cuda":
         return
     half, all_ = (
@@ -160,7 +162,7 @@ def memory(workload: Workload, device: torch.device) -> Iterator[Line]:
 
 
 def runs(device: torch.device, out: Path, tiny: bool) -> Iterator[Line]:
-    """Runs of train.py, each in a process of its own; their directories stay in `out`."""
+    """Run train.py, each time in a process of its own. The run directories stay in `out`."""
     there = "gpu" if device.type == "cuda" else "cpu"
     places = {there: list(PRECISIONS) if there == "gpu" else ["32-true", "bf16-mixed"]}
     if there == "gpu" and torch.cuda.device_count() > 1:
@@ -188,7 +190,7 @@ def runs(device: torch.device, out: Path, tiny: bool) -> Iterator[Line]:
 
 
 def markdown(found: dict[str, list[Line]]) -> str:
-    """A table for each check."""
+    """Return a table for each check."""
     parts = []
     for check, lines in found.items():
         keys = list(dict.fromkeys(key for line in lines for key in line))
@@ -202,7 +204,7 @@ def _cell(value: Any) -> str:
 
 
 def everything(options: argparse.Namespace, device: torch.device, peer: bool) -> bool:
-    """Runs all checks and writes what they find. Whether none failed."""
+    """Run all checks and write their results. Return True if every check passed."""
     found: dict[str, list[Line]] = {}
 
     def kept(check: str, lines: Iterator[Line], **head: Any) -> None:
@@ -210,10 +212,10 @@ def everything(options: argparse.Namespace, device: torch.device, peer: bool) ->
             for line in lines:
                 found.setdefault(check, []).append(head | line)
                 print(check, found[check][-1], file=sys.stderr)
-        except Exception as error:  # of whatever was never run on such a machine: the other checks are still of use
+        except Exception as error:  # of any type, so that the other checks still run on a machine never seen before
             traceback.print_exc()
-            told = f"{type(error).__name__}: {error}".splitlines()[0]
-            found.setdefault(check, []).append(head | {"holds": False, "error": told})
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+            found.setdefault(check, []).append(head | {"holds": False, "error": message})
         (options.out / "gpu.json").write_text(json.dumps({"machine": where} | found, indent=1) + "\n")
         (options.out / "gpu.md").write_text(f"{where}\n\n{markdown(found)}")
 
@@ -229,7 +231,7 @@ def everything(options: argparse.Namespace, device: torch.device, peer: bool) ->
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 1 where something failed or does not hold, 2 where something is missing."""
+    """Return the exit status: 1 if a check fails, 2 if something is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--workload", nargs="+", default=list(WORKLOADS), choices=WORKLOADS, metavar="NAME")
@@ -237,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"), help="default: cuda")
     parser.add_argument("--learn2learn", type=Path, metavar="FOLDER", help="its unpacked source distribution")
     parser.add_argument("--without-learn2learn", action="store_true", help="no ratios, and nothing is downloaded")
-    parser.add_argument("--tiny", action="store_true", help="2 tasks, 8 channels, 5 meta-batches: whether it works")
+    parser.add_argument("--tiny", action="store_true", help="2 tasks, 8 channels, 5 meta-batches: a test that it works")
     options = parser.parse_args(argv)
     try:
         if options.device.type == "cuda" and not torch.cuda.is_available():

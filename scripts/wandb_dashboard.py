@@ -1,107 +1,35 @@
-"""Builds a W&B workspace for a project of runs: python scripts/wandb_dashboard.py --entity ME --project innerloop.
+"""Build a W&B workspace for a project of runs: python scripts/wandb_dashboard.py --entity ME --project innerloop.
 
 Sections: learning, adaptation curve, comparison by algorithm, inner rates, parallel coordinates. `--metric accuracy`
-for classification; `--dry-run FILE` writes the workspace's JSON (- for the terminal) and needs no account. Needs
-`pip install wandb-workspaces`.
+is for classification. `--dry-run FILE` writes the workspace's JSON (-: to the terminal) and needs no account. Needs
+`pip install -e ".[dashboard]"`.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-STEP = "trainer/global_step"  # meta-batches
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-# What runs are searched over most, with the axes that are logarithmic.
-SEARCHED = {"algo.inner_lr": True, "algo.inner_steps": False, "algo.outer_lr": True, "data.shots": False}
+from innerloop.runs.tracking.workspace import to_json, workspace
 
 
-def workspace(entity: str, project: str, metric: str) -> Any:
-    """The workspace, not saved yet. metric: mse, or accuracy."""
-    import wandb_workspaces.reports.v2 as wr
-    import wandb_workspaces.workspaces as ws
-
-    # A plain string would name a metric, not a configuration key, and make an empty axis.
-    algorithm = wr.Config("algo.name")
-    by_algorithm = {"groupby": algorithm, "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
-    validated, tested = f"val/{metric}", f"test/{metric}"
-
-    def over_steps(title: str, *names: str, **options: Any) -> Any:
-        return wr.LinePlot(title=title, x=STEP, y=list(names), title_x="meta-batches", **options)
-
-    def column(name: Any, log: bool = False) -> Any:
-        return wr.ParallelCoordinatesPlotColumn(metric=name, log=log or None)
-
-    def against_result(title: str, name: str) -> Any:
-        return wr.ScatterPlot(title=title, x=wr.SummaryMetric(name), y=wr.SummaryMetric(tested), log_x=True)
-
-    adapted = f"adaptation/{metric}_mean"
-    along = {"x": "adaptation/step", "y": [adapted], "title_x": "inner steps"}
-    sections = {
-        "Learning": [
-            over_steps(f"validation {metric}", validated),
-            over_steps(f"training {metric}", f"train/{metric}"),
-            over_steps("training loss", "train/loss"),
-            over_steps("norm of the meta-gradient", "train/gradient_norm", log_y=True),
-            over_steps("outer rate", metric_regex="lr-.*"),
-        ],
-        "Adaptation curve": [
-            wr.LinePlot(title=f"test {metric} along the inner steps", **along),
-            wr.LinePlot(title="mean of an algorithm's runs", **along, **by_algorithm),
-            wr.MediaBrowser(title="with intervals", media_keys=["plots/adaptation_curve"]),
-        ],
-        "Comparison by algorithm": [
-            over_steps(f"validation {metric}", validated, **by_algorithm),
-            wr.BarPlot(title=f"test {metric}", metrics=[tested], **by_algorithm),
-            against_result("size and result", "parameters"),
-            against_result("cost and result", "train_cpu_seconds"),
-        ],
-        "Inner rates": [over_steps("mean learned inner rate of each layer", metric_regex="inner_lr/.*")],
-        "Parallel coordinates": [
-            wr.ParallelCoordinatesPlot(
-                columns=[
-                    column(algorithm),
-                    *(column(wr.Config(key), log) for key, log in SEARCHED.items()),
-                    column(wr.SummaryMetric(f"validation/{metric}")),
-                    column(wr.SummaryMetric(tested)),
-                ]
-            ),
-            wr.ParameterImportancePlot(with_respect_to=f"validation/{metric}"),
-        ],
-    }
-    return ws.Workspace(
-        entity=entity,
-        project=project,
-        name=f"innerloop: {metric}",
-        sections=[ws.Section(name=name, panels=panels, is_open=True) for name, panels in sections.items()],
-        settings=ws.WorkspaceSettings(x_axis=STEP),
-    )
-
-
-def to_json(made: Any) -> dict[str, Any]:
-    """What `save()` would upload."""
-    view = made._to_model()
-    spec = view.spec.model_dump_json(by_alias=True, exclude_none=True)
-    return {"entity": view.entity, "project": view.project, "name": view.display_name, "spec": json.loads(spec)}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entity", help="the W&B user or team", default="")
     parser.add_argument("--project", help="the W&B project", default="innerloop")
     parser.add_argument("--metric", choices=("mse", "accuracy"), default="mse", help="what the runs report")
     parser.add_argument("--dry-run", metavar="FILE", help="write the JSON there and upload nothing; -: print it")
-    given = parser.parse_args(argv)
-    if not given.entity and not given.dry_run:
+    options = parser.parse_args()
+    if not options.entity and not options.dry_run:
         parser.error("--entity is needed, or --dry-run FILE")
     try:
-        made = workspace(given.entity, given.project, given.metric)
+        made = workspace(options.entity, options.project, options.metric)
     except ModuleNotFoundError as error:
         print(f"{Path(__file__).name}: {error}: pip install wandb-workspaces", file=sys.stderr)
         return 1
-    if given.dry_run is None:
+    if options.dry_run is None:
         import wandb
 
         try:
@@ -111,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         return 0
     text = json.dumps(to_json(made), indent=1) + "\n"
-    if given.dry_run == "-":
+    if options.dry_run == "-":
         print(text, end="")
     else:
-        Path(given.dry_run).write_text(text)
+        Path(options.dry_run).write_text(text)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The figures of a sweep, for summarize.py: bars with intervals, learning curves with bands, parallel coordinates."""
+"""The figures of a sweep: bars with intervals, learning curves with bands, parallel coordinates."""
 
 import math
 from collections.abc import Sequence
@@ -7,35 +7,46 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from compare import TITLES, short, summary
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sweep_jobs import Row, Sweep, brief
 
-from innerloop.drawing import BLUE, ERRORS, GREEN, INK, VERMILLION, Column, log_where_wide, panels, plain_log_ticks
+from innerloop.runs.compare import TITLES, short, summary
+from innerloop.runs.report.style import (
+    BLUE,
+    ERRORS,
+    GREEN,
+    INK,
+    VERMILLION,
+    Column,
+    log_where_wide,
+    panels,
+    plain_log_ticks,
+)
+from innerloop.sweeps.read import ReadSweep, curves_of
+from innerloop.sweeps.rows import Row, brief
 
-# Okabe and Ito's colours that stand out from white; more curves than these are not told apart.
+# The colours of Okabe and Ito that are dark enough on white. More curves than these share one pale colour.
 COLOURS = (BLUE, VERMILLION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", INK)
 PALE, PALER = "#A6CEE3", "#C8C8C8"
 MOST_BARS = 40
-DECADES = 20  # of the largest to the smallest value, from where on an axis is logarithmic
+WIDE_RATIO = 20  # of the largest to the smallest value, from which an axis is logarithmic
 
 
-def draw(sweep: Sweep, rows: Sequence[Row], folder: Path) -> list[str]:
-    """Saves what there is to draw yet, and returns the file names. rows: in the order of the table."""
+def draw(sweep: ReadSweep, rows: Sequence[Row], folder: Path) -> list[str]:
+    """Save the figures that there are data for, and return their file names. rows: in the order of the table."""
     figures: dict[str, Figure] = {}
     for metric in dict.fromkeys(row.metric for row in rows if row.metric):
-        of_metric = [row for row in rows if row.metric == metric]
+        comparable = [row for row in rows if row.metric == metric]
         suffix = "" if len({row.metric for row in rows if row.metric}) == 1 else f"_{metric}"
-        finished = [row for row in of_metric if row.runs]
-        valued = [row for row in of_metric if math.isfinite(row.worth)]
+        finished = [row for row in comparable if row.runs]
+        valued = [row for row in comparable if math.isfinite(row.worth)]
         if finished:
             figures[f"bars{suffix}.png"] = bars(finished, metric)
-        if any(row.curves() for row in of_metric):
-            figures[f"curves{suffix}.png"] = curves(of_metric, metric)
+        if any(curves_of(row) for row in comparable):
+            figures[f"curves{suffix}.png"] = curves(comparable, metric)
         if len(sweep.keys) > 1 and len(valued) > 1:
             figures[f"parallel{suffix}.png"] = parallel(sweep, valued, metric)
     if figures:
@@ -46,31 +57,31 @@ def draw(sweep: Sweep, rows: Sequence[Row], folder: Path) -> list[str]:
 
 
 def title(metric: str) -> str:
-    """Such as "MSE" or "accuracy, %"."""
+    """Return the title of a metric, such as "MSE" or "accuracy, %"."""
     return TITLES.get(metric, metric)
 
 
 def scaled(values: Any, metric: str) -> np.ndarray:
-    """The values as the axes show them: accuracies in percent."""
+    """Return values as the axes show them: accuracies in percent."""
     return np.asarray(values, dtype=float) * (100 if metric == "accuracy" else 1)
 
 
 def chosen(rows: Sequence[Row], most: int) -> list[Row]:
-    """The best rows by their validation values so far, as many as can be shown, in the order given."""
+    """Return at most so many rows, the best by their validation values so far, in the order of `rows`."""
     best = sorted(rows, key=lambda row: -row.standing)[:most]
     return [row for row in rows if any(row is other for other in best)]
 
 
 def bars(rows: Sequence[Row], metric: str) -> Figure:
-    """The test mean of rows with finished runs, and its interval: over seeds if there are several, or over episodes."""
+    """Plot the test mean of rows with finished runs and its interval, over seeds if there are several, or episodes."""
     some = chosen(rows, MOST_BARS)
     longest = max(len(row.name) for row in some)
     figure, (ax,) = panels(1, 1, width=6.5 + 0.085 * longest, height=1.5 + 0.36 * len(some))
     numbers = [summary(row.runs, None) for row in some]
     means = scaled([s["mean"] for s in numbers], metric)
     over_seeds = np.array([s["over_seeds_ci95"] is not None for s in numbers])
-    given = [s["over_seeds_ci95"] if seeds else s["ci95"] for s, seeds in zip(numbers, over_seeds, strict=True)]
-    half, places = scaled(given, metric), np.arange(len(some))
+    intervals = [s["over_seeds_ci95"] if seeds else s["ci95"] for s, seeds in zip(numbers, over_seeds, strict=True)]
+    half, places = scaled(intervals, metric), np.arange(len(some))
     ax.barh(places, np.nan_to_num(means, nan=0.0, posinf=1e300), height=0.62, color=PALE)
     for which, colour, kind in ((over_seeds, INK, "seeds"), (~over_seeds, VERMILLION, "test episodes")):
         which = which & np.isfinite(means + half)
@@ -81,14 +92,14 @@ def bars(rows: Sequence[Row], metric: str) -> Figure:
         seeds = [(run.values().mean(), p) for row, p in zip(some, places, strict=True) for run in row.runs]
         x, y = np.array(seeds).T
         ax.scatter(scaled(x, metric), y, s=16, facecolor="white", edgecolor=BLUE, zorder=4, label="a seed")
-    for place, s, ci95 in zip(places, numbers, given, strict=True):
-        told = f"{short(s['mean'], metric)} ± {short(ci95, metric)}"
-        ax.annotate(told, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+    for place, s, ci95 in zip(places, numbers, intervals, strict=True):
+        text = f"{short(s['mean'], metric)} ± {short(ci95, metric)}"
+        ax.annotate(text, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     limit = _bar_limit(means, half, metric)
     cut = np.maximum(means, means + half) > limit
     if cut.any():
         ax.scatter(
-            np.full(cut.sum(), limit), places[cut], marker=">", color=INK, clip_on=False, label="goes on", zorder=5
+            np.full(cut.sum(), limit), places[cut], marker=">", color=INK, clip_on=False, label="continues", zorder=5
         )
     ax.set_xlim(0, limit)
     ax.set_yticks(places, [row.name for row in some])
@@ -101,7 +112,7 @@ def bars(rows: Sequence[Row], metric: str) -> Figure:
 
 
 def _bar_limit(means: np.ndarray, half: np.ndarray, metric: str) -> float:
-    """Where the axis ends: at the intervals' ends, but for bars or intervals that would dwarf all others."""
+    """Return where the axis ends: at the end of the intervals, unless a bar or interval would dwarf all others."""
     most = min(ceiling(means, metric), np.max(means, where=np.isfinite(means), initial=0))
     ends = np.max(means + half, where=np.isfinite(means + half), initial=most)
     limit = min(1.03 * ends, 2.5 * most) or 1.0
@@ -109,7 +120,7 @@ def _bar_limit(means: np.ndarray, half: np.ndarray, metric: str) -> float:
 
 
 def ceiling(largest: Sequence[float] | np.ndarray, metric: str) -> float:
-    """Where to cut what diverged: at ten times the median of the rows' largest errors. inf: nothing is to be cut."""
+    """Return where to cut diverged values: at ten times the median of the rows' largest errors. inf: nowhere."""
     finite = np.sort([value for value in largest if math.isfinite(value)])
     if metric not in ERRORS or not len(finite):
         return math.inf
@@ -117,12 +128,12 @@ def ceiling(largest: Sequence[float] | np.ndarray, metric: str) -> float:
 
 
 def curves(rows: Sequence[Row], metric: str) -> Figure:
-    """The validation metric of each row: the mean over its seeds, and a band from the lowest to the highest of them.
+    """Plot the validation metric of each row: the mean over its seeds and a band from the lowest to the highest seed.
 
-    Not an interval: of two seeds Student's would be nine times as wide as they are apart. The mean ends where the first
-    of the seeds does; what the others have beyond is drawn dashed.
+    The band is no interval, because Student's interval of two seeds is nine times as wide as their distance. The mean
+    ends where the first seed's curve ends; the rest of the others is dashed.
     """
-    found = {row.name: row.curves() for row in rows}
+    found = {row.name: curves_of(row) for row in rows}
     drawn = [row for row in rows if found[row.name]]
     best = chosen(drawn, len(COLOURS) if len(drawn) <= len(COLOURS) else len(COLOURS) - 1)
     colours = {row.name: colour for row, colour in zip(best, COLOURS, strict=False)}
@@ -139,7 +150,9 @@ def curves(rows: Sequence[Row], metric: str) -> Figure:
     log_where_wide(ax, metric, np.minimum(everything, top))
     if everything.max() > top:
         ax.set_ylim(0.8 * everything.min(), top)
-        ax.text(0.99, 0.99, f"what is above {top:.3g} is cut", transform=ax.transAxes, ha="right", va="top", fontsize=9)
+        ax.text(
+            0.99, 0.99, f"values above {top:.3g} are cut off", transform=ax.transAxes, ha="right", va="top", fontsize=9
+        )
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     banded = any(len(found[row.name]) > 1 for row in drawn)
     ax.set_title("Validation: mean, and band from the lowest to the highest seed" if banded else "Validation")
@@ -149,7 +162,7 @@ def curves(rows: Sequence[Row], metric: str) -> Figure:
 
 
 def _curve(ax: Axes, found: Sequence[Column], colour: str, label: str) -> None:
-    """One row's mean, band, and what single seeds have beyond."""
+    """Plot one row's mean and band, and the rest of single seeds' curves."""
     steps, values = common(found)
     look: dict[str, Any] = {"color": colour, "zorder": 1 if label == "_" else 3}
     marker = "o" if len(steps) <= 25 and label != "_" else None
@@ -165,20 +178,20 @@ def _curve(ax: Axes, found: Sequence[Column], colour: str, label: str) -> None:
 
 
 def common(found: Sequence[Column]) -> tuple[np.ndarray, np.ndarray]:
-    """(steps (n,), values (curves, n)) where all curves have a value."""
+    """Return (steps (n,), values (curves, n)) at the steps where all curves have a value."""
     steps = found[0][0]
     for others, _ in found[1:]:
         steps = np.intersect1d(steps, others)
     return steps, np.array([values[np.searchsorted(own, steps)] for own, values in found])
 
 
-def parallel(sweep: Sweep, rows: Sequence[Row], metric: str) -> Figure:
-    """A line a row through its swept values, an axis each, to its validation mean, which colours it."""
+def parallel(sweep: ReadSweep, rows: Sequence[Row], metric: str) -> Figure:
+    """Plot a line per row through its swept values, one axis each, to its validation mean, which decides the colour."""
     exact = scaled([row.validations.mean() for row in rows], metric)
     values = np.minimum(exact, ceiling(exact, metric))
-    wide = metric in ERRORS and values.min() > 0 and values.max() >= DECADES * values.min()
+    wide = metric in ERRORS and values.min() > 0 and values.max() >= WIDE_RATIO * values.min()
     norm = LogNorm(values.min(), values.max()) if wide else Normalize(values.min(), values.max())
-    # The best are dark, and drawn last; the light end of viridis would not show on white.
+    # The best lines are dark and drawn last. The light end of viridis is left out, since it is invisible on white.
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, 256))
     colours = ScalarMappable(norm, ListedColormap(shades if metric in ERRORS else shades[::-1]))
     figure, (ax,) = panels(1, 1, width=max(7.0, 2.0 * len(sweep.keys) + 3.0), height=5.0)
@@ -212,7 +225,7 @@ def _parallel_title(exact: np.ndarray, drawn: np.ndarray) -> str:
 
 
 def spread(heights: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """Equal heights (rows,) set a little apart, in this order, so that no line hides another."""
+    """Return heights (rows,) with equal ones moved a little apart, in this order, so that no line hides another."""
     apart = heights.copy()
     for height in np.unique(heights):
         same = [i for i in order if heights[i] == height]
@@ -220,20 +233,20 @@ def spread(heights: np.ndarray, order: Sequence[int]) -> np.ndarray:
     return apart
 
 
-def _importance(sweep: Sweep, key: str) -> str:
+def _importance(sweep: ReadSweep, key: str) -> str:
     share = sweep.study.importances.get(key) if sweep.study else None
     return f"\nimportance {share:.0%}" if share is not None else ""
 
 
 class Coordinate:
-    """One axis of parallel coordinates. heights: of the rows, in [0, 1]; ticks: (height, text)."""
+    """One axis of parallel coordinates. heights: of the rows, in [0, 1]. ticks: (height, text)."""
 
     def __init__(self, heights: Sequence[float], ticks: Sequence[tuple[float, str]], logarithmic: bool = False) -> None:
         self.heights, self.ticks, self.logarithmic = heights, ticks, logarithmic
 
     @classmethod
     def of(cls, values: Sequence[str]) -> "Coordinate":
-        """Numbers by their size, anything else as categories in the order of their first."""
+        """Return an axis for values: numbers by size, anything else as categories in the order of appearance."""
         try:
             return cls.numeric(np.array([float(value) for value in values]))
         except ValueError:
@@ -243,10 +256,10 @@ class Coordinate:
 
     @classmethod
     def numeric(cls, values: np.ndarray, logarithmic: bool | None = None, round_ticks: bool = False) -> "Coordinate":
-        """Ticks at the values themselves, where they are few, or at round ones."""
+        """Return an axis for numbers, with ticks at the values if they are few, else at round numbers."""
         low, high = values.min(), values.max()
         if logarithmic is None:
-            logarithmic = bool(low > 0 and high >= DECADES * low)
+            logarithmic = bool(low > 0 and high >= WIDE_RATIO * low)
         scale = np.log if logarithmic else np.asarray
 
         def height(value: Any) -> Any:
@@ -267,7 +280,7 @@ class Coordinate:
 
 
 def _round_values(low: float, high: float, logarithmic: bool) -> list[float]:
-    """Round numbers within the range, for ticks; its ends where there are fewer than two."""
+    """Return round numbers within a range, for ticks, or the ends of the range if there are fewer than two."""
     if logarithmic:
         exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         few = [10.0**e for e in exponents]

@@ -1,0 +1,144 @@
+"""Tables of published numbers: which runs each row is made of.
+
+A table is a YAML file with the overrides of all its rows and those of each row. Every seed of a row is a run in a
+directory of its own, FOLDER/<table>/<row>_seed<seed>.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from innerloop.errors import InputError
+from innerloop.runs.compare import FinishedRun, read_run, recorded_overrides
+from innerloop.runs.config import CONFIG
+from innerloop.runs.record import RESULTS
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+"""The checkout of the project, whose train.py makes the runs."""
+EVERY_RUN = ("trainer.threads=1", "logger=csv")
+"""Overrides of every run of every table."""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row of a table. set: its own overrides. published: the number in the literature, as it is printed there."""
+
+    set: str
+    seeds: Sequence[int] = (0,)
+    published: str = ""
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A table. every: overrides of every row. reference: the row that differences are taken to.
+
+    curve: numbers of inner steps whose metric has a column of its own.
+    """
+
+    name: str
+    every: str
+    rows: Mapping[str, TableRow]
+    reference: str
+    curve: Sequence[int] = field(default_factory=list)
+
+    def overrides(self, row: str) -> list[str]:
+        """Return the overrides of a row."""
+        return [*shlex.split(self.every), *shlex.split(self.rows[row].set)]
+
+
+@dataclass(frozen=True)
+class TableJob:
+    """One run of a table. label: its name in messages. overrides: what it is to be trained with."""
+
+    label: str
+    directory: Path
+    overrides: Sequence[str]
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.directory / RESULTS).exists()
+
+    @property
+    def is_begun(self) -> bool:
+        return (self.directory / CONFIG).exists()
+
+    def command(self) -> list[str]:
+        """Return the arguments of train.py that start or resume the run."""
+        return [f"resume={self.directory}"] if self.is_begun else [*self.overrides, f"hydra.run.dir={self.directory}"]
+
+    def check(self) -> None:
+        """Raise InputError if the run in the directory was started without one of these overrides."""
+        if not self.is_begun:
+            return
+        recorded = recorded_overrides(self.directory)
+        config = yaml.safe_load((self.directory / CONFIG).read_text())
+        missing = [o for o in self.overrides if o not in recorded and not holds(o, config)]
+        if missing:
+            raise InputError(
+                f"{self.directory} was started without {' '.join(missing)}: move it elsewhere to train it again"
+            )
+
+
+def holds(override: str, config: Any) -> bool:
+    """Return True if a configuration has the value of KEY=VALUE, whether it was typed or a default."""
+    key, _, value = override.partition("=")
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config is not None and config == yaml.safe_load(value)
+
+
+def read_tables(folder: Path) -> dict[str, TableSpec]:
+    """Return all tables of a folder by name. Raises TypeError for an unknown key."""
+    found = {}
+    for path in sorted(folder.glob("*.yaml")):
+        content = yaml.safe_load(path.read_text())
+        rows = {name: TableRow(**row) for name, row in content.pop("rows").items()}
+        found[path.stem] = TableSpec(path.stem, rows=rows, **content)
+    return found
+
+
+def selected(tables: Mapping[str, TableSpec], only: Sequence[str]) -> dict[str, list[str]]:
+    """Return table -> rows of the names TABLE or TABLE/ROW; everything if there are no names.
+
+    Raises InputError that lists what there is, for an unknown name.
+    """
+    chosen: dict[str, list[str]] = {}
+    for name in only or tables:
+        table, _, row = name.partition("/")
+        if table not in tables:
+            raise InputError(f"there is no table {table}; choose from {', '.join(tables)}")
+        if row and row not in tables[table].rows:
+            raise InputError(f"{table} has no row {row}; choose from {', '.join(tables[table].rows)}")
+        chosen.setdefault(table, []).extend([row] if row else tables[table].rows)
+    return chosen
+
+
+def jobs_of(table: TableSpec, runs: Path, row: str, extra: Sequence[str] = ()) -> list[TableJob]:
+    """Return the runs of a row, one per seed.
+
+    extra: overrides of every run. data.root is left out where the row's data have none.
+    """
+    overrides = table.overrides(row)
+    data = next(o.partition("=")[2] for o in reversed(overrides) if o.startswith("data="))
+    known = yaml.safe_load((CHECKOUT / "conf" / "data" / f"{data}.yaml").read_text())
+    extra = [o for o in extra if not o.startswith("data.root=") or "root" in known]
+    return [
+        TableJob(
+            f"{table.name}/{row} seed {seed}",
+            runs / table.name / f"{row}_seed{seed}",
+            [*overrides, f"seed={seed}", *EVERY_RUN, *extra],
+        )
+        for seed in table.rows[row].seeds
+    ]
+
+
+def finished(table: TableSpec, runs: Path, row: str) -> list[FinishedRun]:
+    """Return the finished runs of a row. Raises InputError: see `TableJob.check`."""
+    jobs = [job for job in jobs_of(table, runs, row) if job.is_finished]
+    for job in jobs:
+        job.check()
+    return [read_run(job.directory) for job in jobs]

@@ -131,6 +131,15 @@ def randomise(module: nn.Module, seed: int = 0, scale: float = 0.3) -> None:
 
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_script(name: str, *arguments: object) -> None:
+    """Run a file of scripts/ in this process, as if it were called with these arguments."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
+
+
 TINY = (
     "trainer=cpu",
     "trainer.max_steps=8",

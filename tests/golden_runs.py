@@ -1,7 +1,7 @@
-"""Short runs whose numbers are kept in golden.json: python tests/golden_runs.py CHECKOUT OUT runs them all and prints them.
+"""Short runs whose numbers are kept in golden.json: python tests/golden_runs.py CHECKOUT OUT runs them all.
 
-A refactoring changes none of their bits on one machine; `weights` and `files` are digests for that. Across machines the
-numbers of `results` agree to the tolerance that test_golden.py states.
+OUT gets a golden.json with the results and with digests of weights and files. On one machine a refactoring changes none
+of them. Across machines the results agree to the tolerance that test_golden.py states.
 """
 
 import hashlib

@@ -3,24 +3,19 @@
 import csv
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from conftest import run_script
 from matplotlib.figure import Figure
 from test_compare import make_run
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import summarize  # noqa: E402
-import sweep_jobs  # noqa: E402
-import sweep_plots  # noqa: E402
-
-COMMON = ("logger=csv", "trainer.max_steps=40")
+from innerloop.sweeps import figures
+from innerloop.sweeps.read import read_sweep
+from innerloop.sweeps.report import report
 
 COMMON = ("logger=csv", "trainer.max_steps=40")
 
@@ -96,7 +91,7 @@ Capsys = pytest.CaptureFixture[str]
 def summarized(folder: Path, *flags: str) -> list[dict[str, str]]:
     """The rows of the CSV file."""
     out = folder.parent / "out.csv"
-    summarize.main([str(folder), "--csv", str(out), *flags])
+    run_script("summarize", folder, "--csv", out, *flags)
     with out.open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -104,7 +99,7 @@ def summarized(folder: Path, *flags: str) -> list[dict[str, str]]:
 def refused(folder: Path, *flags: str) -> str:
     """The one line that the command ends with, at status 1: sys.exit prints a text and ends with it."""
     with pytest.raises(SystemExit) as end:
-        summarize.main([str(folder), *flags])
+        run_script("summarize", folder, *flags)
     assert isinstance(end.value.code, str)
     assert "\n" not in end.value.code
     return end.value.code
@@ -112,10 +107,10 @@ def refused(folder: Path, *flags: str) -> str:
 
 def figure_of(kind: str, folder: Path) -> Figure:
     """bars, curves or parallel, of a sweep whose rows all have one metric."""
-    found = sweep_jobs.read_sweep(folder)
-    rows = summarize.report(found, None).rows
+    found = read_sweep(folder)
+    rows = report(found).rows
     metric = str(rows[0].metric)
-    return sweep_plots.parallel(found, rows, metric) if kind == "parallel" else getattr(sweep_plots, kind)(rows, metric)
+    return figures.parallel(found, rows, metric) if kind == "parallel" else getattr(figures, kind)(rows, metric)
 
 
 def search(folder: Path, finished_trials: int) -> Path:

@@ -18,13 +18,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from test_omniglot import Server
 
-from innerloop import config
 from innerloop.datasets import cifar100, cifar_fs, fc100, pickles
 from innerloop.datasets import images as shared
 from innerloop.episodes import SPLITS, InputError, weights_of
-from innerloop.run import build
+from innerloop.runs import schemas
+from innerloop.runs.build import build
 
-config.register()
+schemas.register()
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {"train": 14, "test": 6}
 

@@ -21,11 +21,12 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from offline import offline_runs
 
-from innerloop import config
 from innerloop.episodes import InputError, weights_of
-from innerloop.run import best_step, build
+from innerloop.runs import schemas
+from innerloop.runs.build import build
+from innerloop.runs.evaluate import best_step
 
-config.register()
+schemas.register()
 
 SHORT = (
     "trainer.max_steps=40",
@@ -308,7 +309,7 @@ def test_mistake_in_a_sweep_leaves_nothing(tmp_path: Path) -> None:
 
 def test_debug_lets_the_exception_through(here: Here) -> None:
     with pytest.raises(InputError, match="inner_lr must be above zero"):
-        here("train.py", "algo.inner_lr=-1", "debug=true")
+        here("train.py", "algo.inner_lr=-1", "traceback=true")
 
 
 def test_run_directory_is_not_overwritten(sweep: dict[tuple[str, int], Path], here: Here) -> None:

@@ -12,9 +12,6 @@ from typing import Any
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
-
-from innerloop import config
 from innerloop.config import (
     EvaluateConfig,
     LoggerConfig,
@@ -25,10 +22,13 @@ from innerloop.config import (
     WandbConfig,
     locate,
 )
-from innerloop.datamodule import EpisodeDataModule
-from innerloop.tracking import TRACKERS
+from omegaconf import DictConfig
 
-config.register()
+from innerloop.datamodule import EpisodeDataModule
+from innerloop.runs import schemas
+from innerloop.runs.tracking import TRACKERS
+
+schemas.register()
 ROOT = Path(__file__).resolve().parents[1]
 CONF, SOURCE = ROOT / "conf", ROOT / "src" / "innerloop"
 OF_THE_DATA_MODULE = ("meta_batch_size", "num_workers")

@@ -16,12 +16,12 @@ from conftest import squared, trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor
 
-from innerloop.callbacks.session import Session
 from innerloop.datamodule import EpisodeDataModule
 from innerloop.episodes import Episode, MetaBatch, Samples, Split, tasks_of
 from innerloop.errors import DivergedError
 from innerloop.learners import MAML, Hybrid, HyperNet, MetaLearner
 from innerloop.nets import MLP
+from innerloop.runs.callbacks.session import Session
 from innerloop.tasks.sinusoid import Sinusoid
 
 TEST_EPISODES = 13

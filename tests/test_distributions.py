@@ -9,9 +9,9 @@ from conftest import loader, randomise, regression_batch, squared, trainer
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from innerloop.callbacks.distributions import Histograms, learned_rates
 from innerloop.learners import CAVIA, LEO, MAML, Hybrid, HyperNet, MetaLearner, ProtoNet
 from innerloop.nets import MLP
+from innerloop.runs.callbacks.distributions import Histograms, learned_rates
 
 LR = 0.01
 OUTER: dict[str, Any] = {"outer_lr": LR, "optimizer": "sgd"}

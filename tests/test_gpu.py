@@ -1,6 +1,7 @@
 """scripts/gpu.py, tried out where there is no GPU: what it finds, and what it does about what fails."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_script
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import gpu
+import benchmark_programs
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +25,18 @@ def not_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def run(out: Path, *options: str) -> int:
-    where = ["--out", str(out), "--device", "cpu", "--tiny", "--rounds", "1", "--without-learn2learn"]
-    return gpu.main([*where, *options])
+    """The exit status of the script on the CPU."""
+    with pytest.raises(SystemExit) as end:
+        where = ("--device", "cpu", "--tiny", "--rounds", "1", "--without-learn2learn")
+        run_script("gpu", "--out", out, *where, *options)
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+@pytest.fixture
+def no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of train.py, which take seconds, end at once without results."""
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", "left out"))
 
 
 def test_everything_is_found_out_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,30 +57,33 @@ def test_everything_is_found_out_and_written(tmp_path: Path, monkeypatch: pytest
     assert "| sinusoid_k1 | vmap | tf32 |" in table
 
 
-def test_what_fails_is_told_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> Iterator[gpu.Line]:
-        yield {"precision": "32-true"}
-        raise RuntimeError("no kernel image is available\nfor this card")
+def test_what_fails_is_written_down_and_the_rest_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_runs: None
+) -> None:
+    right = benchmark_programs.meta_gradient
 
-    monkeypatch.setattr(gpu, "precision", fails)
-    monkeypatch.setattr(gpu, "runs", lambda *_: iter([]))
+    def fails(*arguments: Any) -> torch.Tensor:
+        if torch.float32 in arguments:
+            raise RuntimeError("no kernel image is available\nfor this card")
+        return right(*arguments)
+
+    monkeypatch.setattr(benchmark_programs, "meta_gradient", fails)
     assert run(tmp_path, "--workload", "sinusoid_k5") == 1
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["precision"] == [
-        {"workload": "sinusoid_k5", "precision": "32-true"},
         {"workload": "sinusoid_k5", "holds": False, "error": "RuntimeError: no kernel image is available"},
     ]
     assert found["speed"]
+    assert [line["error"] for line in found["runs"]] == ["left out"] * 2
 
 
-def test_a_wrong_meta_gradient_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = gpu.meta_gradient
+def test_a_wrong_meta_gradient_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_runs: None) -> None:
+    right = benchmark_programs.meta_gradient
 
-    def wrong(workload: gpu.Workload, program: str, settings: dict[str, Any], *rest: Any) -> torch.Tensor:
+    def wrong(workload: Any, program: str, settings: dict[str, Any], *rest: Any) -> torch.Tensor:
         return right(workload, program, settings, *rest) + 1e-9 * ("chunk" in settings)
 
-    monkeypatch.setattr(gpu, "meta_gradient", wrong)
-    monkeypatch.setattr(gpu, "runs", lambda *_: iter([]))
+    monkeypatch.setattr(benchmark_programs, "meta_gradient", wrong)
     assert run(tmp_path, "--workload", "omniglot_5w1s_pool_q1") == 1
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert [line["holds"] for line in found["agreement"]] == [True, True, False]
@@ -77,5 +91,7 @@ def test_a_wrong_meta_gradient_is_told(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_without_a_gpu_it_says_so_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu.main(["--out", str(tmp_path)]) == 2
+    with pytest.raises(SystemExit) as end:
+        run_script("gpu", "--out", tmp_path)
+    assert end.value.code == 2
     assert capsys.readouterr().err == "gpu.py: no GPU is visible to torch\n"

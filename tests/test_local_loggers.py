@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from conftest import ROOT, TINY
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from innerloop import config
 from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
-from innerloop.run import logger_settings
+from innerloop.runs import schemas
+from innerloop.runs.config import logger_settings
 
-config.register()
+schemas.register()
 
 
 def without(package: str) -> pytest.MarkDecorator:
@@ -44,7 +45,7 @@ def test_any_loggers_together(chosen: list[str], expected: set[str]) -> None:
 def test_a_run_from_before_there_were_these_settings_is_resumed() -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", [])
-    old = config.OmegaConf.create({"logger": {"wandb": {**cfg.logger.wandb}}})
+    old = OmegaConf.create({"logger": {"wandb": {**cfg.logger.wandb}}})
     del old.logger.wandb["artifacts"], old.logger.wandb["histograms_every"]
     found = logger_settings(old)
     assert (found["wandb"]["artifacts"], found["wandb"]["histograms_every"]) == (False, None)

@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from innerloop import memory
+from innerloop.devices import memory
 
 BALLAST = 300  # 10^6 bytes
-CHILD = "from innerloop.memory import largest_resident_set; print(largest_resident_set())"
+CHILD = "from innerloop.devices.memory import largest_resident_set; print(largest_resident_set())"
 PARENT = f"import subprocess, sys; b = b'1' * {BALLAST}_000_000; subprocess.run([sys.executable, '-c', {CHILD!r}])"
 RISE = f"""
 import json, pathlib
-from innerloop import memory
+from innerloop.devices import memory
 if not TOLD_BY_THE_KERNEL:
     memory.STATUS = pathlib.Path("none")
 found = [memory.largest_resident_set()]
@@ -28,7 +28,7 @@ print(json.dumps([*found, memory.largest_resident_set()]))
 
 FAULTS = """
 import resource, sys, threading
-from innerloop.memory import LARGE, keep_freed
+from innerloop.devices.memory import LARGE, keep_freed
 if "keep" in sys.argv:
     keep_freed(LARGE if "large" in sys.argv else LARGE - 1)
 
@@ -85,7 +85,7 @@ def test_what_is_freed_is_kept_for_the_next_tensor_in_every_thread(monkeypatch: 
 
 HOLES = """
 import sys
-from innerloop.memory import STATUS, return_freed
+from innerloop.devices.memory import STATUS, return_freed
 if "return" in sys.argv:
     return_freed()
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from innerloop.naming import LONGEST, drawn_by_wandb, name_of, swept, typed_overrides
+from innerloop.runs.naming import LONGEST, drawn_by_wandb, multirun_overrides, name_of, swept
+from innerloop.sweeps.record import read_record
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ from innerloop.naming import LONGEST, drawn_by_wandb, name_of, swept, typed_over
         (["hparams_search=x"], ["algo.outer_lr=0.002"], "algo.outer_lr=0.002"),
         (
             ["logger=csv,wandb", "seed=1,2"],
-            ["logger=csv", "logger.wandb.group=a", "resume=b", "debug=true", "seed=2"],
+            ["logger=csv", "logger.wandb.group=a", "resume=b", "traceback=true", "seed=2"],
             "",
         ),
     ],
@@ -37,11 +38,11 @@ def test_a_name_says_what_was_swept(typed: list[str], job: list[str], name: str)
 
 
 def test_what_was_typed_is_read_from_the_sweeps_record_or_hydras(tmp_path: Path) -> None:
-    assert typed_overrides(tmp_path) == []
+    assert multirun_overrides(tmp_path) == []
     (tmp_path / "multirun.yaml").write_text("hydra: {overrides: {task: ['seed=0,1']}}")
-    assert typed_overrides(tmp_path) == ["seed=0,1"]
+    assert multirun_overrides(tmp_path) == ["seed=0,1"]
     (tmp_path / "sweep.yaml").write_text("overrides: ['algo=maml,anil', 'data.shots=${seed}']\nkind: grid")
-    assert typed_overrides(tmp_path) == ["algo=maml,anil", "data.shots=${seed}"]
+    assert read_record(tmp_path)["overrides"] == ["algo=maml,anil", "data.shots=${seed}"]
 
 
 def test_what_wandb_drew_is_read_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,15 +14,15 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from test_cifar import python2
 
-from innerloop import config
 from innerloop.datasets import folder, mini_imagenet
 from innerloop.datasets import images as shared
 from innerloop.datasets.images import LabelledImages
 from innerloop.episodes import SPLITS, InputError, Split
-from innerloop.run import build
+from innerloop.runs import schemas
+from innerloop.runs.build import build
 from innerloop.tasks.images import FewShotImages
 
-config.register()
+schemas.register()
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = Path(os.environ.get("INNERLOOP_LEAVES", ROOT.parent / "shared" / "data" / "leaves")) / "leaves.zip"
 

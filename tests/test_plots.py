@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from innerloop import drawing, plots
 from innerloop.episodes import Episode, Samples
+from innerloop.runs.report import plots
 
 
 def render(figure: Figure) -> None:
@@ -374,7 +374,7 @@ def test_a_single_logit_decides_between_two_classes() -> None:
 
 def test_figures_leave_no_trace_in_the_process() -> None:
     """pyplot keeps every figure that it made, and its backend would be the whole process's."""
-    source = "".join(Path(m.__file__).read_text(encoding="utf-8") for m in (plots, drawing))
+    source = "".join(Path(m.__file__).read_text(encoding="utf-8") for m in (plots, style))
     assert "import matplotlib.pyplot" not in source
     assert "from matplotlib import pyplot" not in source
     assert "matplotlib.use" not in source

@@ -13,8 +13,8 @@ from test_commands import results, run
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from innerloop import precision
 from innerloop.adaptation import Adaptation, PrototypeHead, RidgeHead
+from innerloop.devices import precision
 from innerloop.episodes import Episode, Samples, weights_of
 from innerloop.learners import (
     CAVIA,
@@ -35,7 +35,7 @@ from innerloop.learners import (
 from innerloop.nets import MLP, Conv4, Linear
 from innerloop.nets.fused import fused_layers
 from innerloop.nets.norm import BatchNorm
-from innerloop.run import make_trainer
+from innerloop.runs.trainer import make_trainer
 from innerloop.tasks.base import Classification
 
 INNER: dict[str, Any] = {"inner_steps": 2, "inner_lr": 0.1}
@@ -151,13 +151,13 @@ def test_the_meta_gradient_in_tensor_float_is_that_of_float32_but_for_rounding(n
     assert not torch.equal(rounded, values)
 
 
-def test_a_run_rounds_products_where_its_precision_says_so() -> None:
+def test_a_run_rounds_products_where_its_precision_says_so(tmp_path: Path) -> None:
     learner = MAML(MLP(1, [4], 1), squared, inner_steps=1)
     try:
         for mode, rounds in (("tf32", True), ("32-true", False), ("tf32", True), ("bf16-mixed", False)):
             with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
                 cfg = compose("train", ["trainer=cpu", f"trainer.precision={mode}"])
-            made = make_trainer(cfg, learner, logger=False)
+            made = make_trainer(cfg, learner, tmp_path, logger=False)
             assert made.precision == ("32-true" if rounds else mode)
             assert precision.tensor_float() == torch.backends.cudnn.allow_tf32 == rounds
     finally:

@@ -10,9 +10,9 @@ import torch
 from conftest import loader, quiet, regression_batch, squared
 from lightning import Trainer
 
-from innerloop.callbacks.progress import Progress
 from innerloop.learners import MAML
 from innerloop.nets import MLP
+from innerloop.runs.callbacks.progress import Progress
 
 
 class Terminal(io.StringIO):

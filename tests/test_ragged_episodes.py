@@ -13,7 +13,6 @@ from hydra import compose, initialize_config_dir
 from test_few_shot_images import SPLIT_IDS, numbered, read, same
 from torch import Tensor
 
-from innerloop import config
 from innerloop.adaptation import Adaptation, Chain, GradientSteps, Identity, PrototypeHead, RidgeHead
 from innerloop.episodes import Episode, InputError, Samples, Split, episode_rng, stack, tasks_of, weights_of
 from innerloop.learners import (
@@ -33,11 +32,12 @@ from innerloop.learners import (
     Reptile,
 )
 from innerloop.nets import MLP, Conv4
-from innerloop.run import build
+from innerloop.runs import schemas
+from innerloop.runs.build import build
 from innerloop.tasks.base import Classification
 from innerloop.tasks.images import FewShotImages
 
-config.register()
+schemas.register()
 ROOT = Path(__file__).resolve().parents[1]
 
 

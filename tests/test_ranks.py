@@ -16,11 +16,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from test_commands import ROOT, curve, results, rows, run, start
 
-from innerloop import config, ranks
+from innerloop.devices import ranks
 from innerloop.episodes import InputError
-from innerloop.run import check
+from innerloop.runs import command, schemas
+from innerloop.runs.checks import check
 
-config.register()
+schemas.register()
 
 # 25 tasks a meta-batch, 21 and 31 episodes: two ranks never have equally many.
 SHORT = (
@@ -304,5 +305,5 @@ def test_ctrl_c_ends_with_130_though_lightning_says_1(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
-        config.command(task)
+        command.command(task)
     assert end.value.code == status

@@ -10,10 +10,10 @@ import pytest
 from conftest import quiet, trainer
 from hydra import compose, initialize_config_dir
 
-from innerloop import config
-from innerloop.run import build
+from innerloop.runs import schemas
+from innerloop.runs.build import build
 
-config.register()
+schemas.register()
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "conf").glob("*/README.md")))
 README = PAGES[0].read_text()

@@ -92,7 +92,7 @@ import sys, torch
 sys.path.insert(0, sys.argv[1])
 from conftest import class_batch, cross_entropy
 from innerloop.learners import MAML
-from innerloop.memory import largest_resident_set, return_freed
+from innerloop.devices.memory import largest_resident_set, return_freed
 from innerloop.nets import Conv4
 torch.set_num_threads(1)
 return_freed()  # else the peak is also that of what lies about in the heap

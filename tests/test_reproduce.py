@@ -15,23 +15,23 @@ import yaml
 from hydra import compose, initialize_config_dir
 from test_compare import make_run
 
-from innerloop import config
+from innerloop.errors import InputError
+from innerloop.runs import schemas
+from innerloop.sweeps import table_pages, tables
+from innerloop.sweeps.table_runs import run_all
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
+RESULTS, PAGES = ROOT / "results", (ROOT / "README.md", ROOT / "results" / "README.md")
 
-import reproduce  # noqa: E402
-from compare import ComparisonError  # noqa: E402
+schemas.register()
 
-config.register()
-
-TABLE = reproduce.Table(
+TABLE = tables.TableSpec(
     "toy",
     "data=sinusoid test.episodes=3",
     {
-        "maml": reproduce.Row("algo=maml", (0, 1), ".470"),
-        "fomaml": reproduce.Row("algo=fomaml"),
-        "anil": reproduce.Row("algo=anil"),
+        "maml": tables.TableRow("algo=maml", (0, 1), ".470"),
+        "fomaml": tables.TableRow("algo=fomaml"),
+        "anil": tables.TableRow("algo=anil"),
     },
     "maml",
     [0],
@@ -44,7 +44,7 @@ def finished_run(
     """A finished run of TABLE; values: of its test episodes. changes: of its configuration, see `make_run`."""
     (runs / "toy").mkdir(exist_ok=True)
     path = make_run(runs / "toy" / f"{row}_seed{seed}", row, seed, values, **changes)
-    (job,) = (j for j in reproduce.jobs_of(TABLE, runs, row, extra) if j.directory == path)
+    (job,) = (j for j in tables.jobs_of(TABLE, runs, row, extra) if j.directory == path)
     (path / "overrides.yaml").write_text(yaml.safe_dump(job.overrides))
     results = json.loads((path / "results.json").read_text())
     results |= {"train_seconds": 8.0, "parameters": 1761, "peak_memory_mb": 300.2 + seed}
@@ -54,14 +54,17 @@ def finished_run(
 
 
 @pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def house(tmp_path: Path) -> Path:
     """A folder in the place of the project: its README.md, its results, its runs."""
     (tmp_path / "runs").mkdir()
-    monkeypatch.setattr(reproduce, "PAGES", (tmp_path / "README.md", tmp_path / "other.md"))
-    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
     (tmp_path / "other.md").write_text("no table\n")
     (tmp_path / "README.md").write_text("before\n<!-- table: toy -->\nold\n<!-- end -->\nafter\n")
     return tmp_path
+
+
+def write(house: Path) -> list[str]:
+    pages = (house / "README.md", house / "other.md")
+    return table_pages.write_tables([TABLE], house / "runs", house / "results", pages, ["toy"])
 
 
 def table_of(house: Path) -> list[dict[str, str]]:
@@ -73,14 +76,14 @@ def test_hand_worked_csv_and_readme(house: Path) -> None:
     for seed, values in enumerate(([1.0, 2.0, 3.0], [3.0, 4.0, 5.0])):
         finished_run(house / "runs", "maml", seed, values)
     finished_run(house / "runs", "fomaml", 0, [3.0, 4.0, 7.0], extra=("data.root=/home/me",), data__root="/home/me")
-    with pytest.raises(ComparisonError, match=r"data\.root None and /home/me"):
-        reproduce.csv_rows(TABLE, house / "runs")
+    with pytest.raises(InputError, match=r"data\.root None and /home/me"):
+        table_pages.csv_rows(TABLE, house / "runs")
     path = house / "runs" / "toy" / "fomaml_seed0"
     (path / "config.yaml").write_text((path.parent / "maml_seed0" / "config.yaml").read_text())
     (path / "overrides.yaml").write_text(
         yaml.safe_dump([*yaml.safe_load((path / "overrides.yaml").read_text()), "data.root=/home/me"])
     )
-    assert reproduce.write_tables([TABLE], house / "runs", ["toy"]) == []
+    assert write(house) == []
     maml, fomaml, anil = table_of(house)
     # The episodes' means over the seeds are 2, 3, 4; the seeds' are 2 and 4; 4 and 5 CPU seconds for 10 steps.
     expected = {"mean": "3", "ci95": "1.13161", "median": "3", "seed_spread": "1.41421", "seeds": "0 1"}
@@ -107,13 +110,13 @@ def test_hand_worked_csv_and_readme(house: Path) -> None:
 def test_accuracies_are_percentages() -> None:
     row = {"mean": "0.97071", "ci95": "0.0029", "difference": "-0.0046", "difference_ci95": "0.0102"}
     row |= {"difference_over_seeds_ci95": "0.00716"}
-    assert reproduce.cell(row, "mean", "accuracy") == "97.07 ± .29"
-    assert reproduce.cell(row, "difference", "accuracy") == "-.46 ± 1.02"
-    assert reproduce.cell(row, "difference_over_seeds_ci95", "accuracy") == "± .72"
+    assert table_pages.page_cell(row, "mean", "accuracy") == "97.07 ± .29"
+    assert table_pages.page_cell(row, "difference", "accuracy") == "-.46 ± 1.02"
+    assert table_pages.page_cell(row, "difference_over_seeds_ci95", "accuracy") == "± .72"
 
 
 def test_without_runs_nothing_is_invented(house: Path) -> None:
-    assert reproduce.write_tables([TABLE], house / "runs", ["toy"]) == []
+    assert write(house) == []
     assert [row["mean"] for row in table_of(house)] == ["not run"] * 3
     assert not any(re.search(r"\d", row["mean"] + row["ci95"] + row["steps"]) for row in table_of(house))
 
@@ -123,12 +126,12 @@ def test_runs_of_an_older_table_are_no_part_of_it(house: Path) -> None:
     path = house / "runs" / "toy" / "maml_seed0"
     older = [o for o in yaml.safe_load((path / "overrides.yaml").read_text()) if o != "test.episodes=3"]
     (path / "overrides.yaml").write_text(yaml.safe_dump(older))
-    (problem,) = reproduce.write_tables([TABLE], house / "runs", ["toy"])
-    assert "begun without test.episodes=3" in problem
+    (problem,) = write(house)
+    assert "started without test.episodes=3" in problem
     (path / "results.json").unlink()
-    jobs = reproduce.jobs_of(TABLE, house / "runs", "maml")[:1]
-    (failed,) = reproduce.run_all(jobs, 1)
-    assert "begun without test.episodes=3" in failed
+    jobs = tables.jobs_of(TABLE, house / "runs", "maml")[:1]
+    (failed,) = run_all(jobs, 1)
+    assert "started without test.episodes=3" in failed
     assert "old" in (house / "README.md").read_text()
 
 
@@ -136,27 +139,27 @@ def test_what_a_run_had_without_being_told_counts(house: Path) -> None:
     finished_run(house / "runs", "maml", 0, [1.0, 2.0, 3.0])
     path = house / "runs" / "toy" / "maml_seed0" / "overrides.yaml"
     path.write_text(yaml.safe_dump([o for o in yaml.safe_load(path.read_text()) if o != "seed=0"]))
-    assert reproduce.write_tables([TABLE], house / "runs", ["toy"]) == []
-    assert not reproduce.holds("seed=1", {"seed": 0})
-    assert not reproduce.holds("seed.x=0", {"seed": 0})
-    assert not reproduce.holds("algo=maml", {"algo": {"name": "maml"}})
+    assert write(house) == []
+    assert not tables.holds("seed=1", {"seed": 0})
+    assert not tables.holds("seed.x=0", {"seed": 0})
+    assert not tables.holds("algo=maml", {"algo": {"name": "maml"}})
 
 
 def test_runs_tested_on_other_episodes_are_refused(house: Path) -> None:
     finished_run(house / "runs", "maml", 0, [1.0, 2.0, 3.0])
     finished_run(house / "runs", "fomaml", 0, [1.0, 2.0, 3.0], test__seed=1)
-    (problem,) = reproduce.write_tables([TABLE], house / "runs", ["toy"])
+    (problem,) = write(house)
     assert "different episodes: test.seed 0 and 1" in problem
     assert not (house / "results").exists()
 
 
 @pytest.mark.parametrize("readme", ["<!-- table: other -->\n<!-- end -->", "<!-- table: toy -->\n| 1 |\n"])
 def test_markers_that_lead_nowhere_are_errors(readme: str) -> None:
-    with pytest.raises(ValueError, match="markers"):
-        reproduce.rewritten(readme, {"toy": "| 2 |"}, ["toy"])
+    with pytest.raises(InputError, match="markers"):
+        table_pages.rewritten(readme, {"toy": "| 2 |"}, ["toy"])
 
 
-TABLES = reproduce.read_tables(reproduce.TABLES)
+TABLES = tables.read_tables(ROOT / "scripts" / "tables")
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -167,38 +170,36 @@ def test_every_row_composes(name: str) -> None:
         for row in table.rows:
             # Of the others, test_configuration.py composes the recipes.
             if row == table.reference or table.rows[row].set not in plain:
-                composed.append(compose("train", [*table.overrides(row), *reproduce.EVERY_RUN]))
+                composed.append(compose("train", [*table.overrides(row), *tables.EVERY_RUN]))
     # One budget, whatever a recipe says, and the same test.
     assert len({(cfg.trainer.max_steps, cfg.test.episodes, cfg.test.steps) for cfg in composed}) == 1
 
 
 def test_pages_say_what_the_csv_files_say() -> None:
-    written = {path.stem: reproduce.markdown(TABLES[path.stem], path) for path in reproduce.RESULTS.glob("*.csv")}
-    pages = [page.read_text() for page in reproduce.PAGES]
-    assert [reproduce.rewritten(page, written, list(TABLES)) for page in pages] == pages
+    written = {path.stem: table_pages.markdown(TABLES[path.stem], path) for path in RESULTS.glob("*.csv")}
+    pages = [page.read_text() for page in PAGES]
+    assert [table_pages.rewritten(page, written, list(TABLES)) for page in pages] == pages
     assert sorted(re.findall(r"<!-- table: (\S+) -->", "".join(pages))) == sorted(TABLES)
 
 
 def test_folders_go_to_data_that_have_them(tmp_path: Path) -> None:
-    (job,) = reproduce.jobs_of(TABLE, tmp_path, "anil", ["data.root=x", "trainer.accelerator=cpu"])
+    (job,) = tables.jobs_of(TABLE, tmp_path, "anil", ["data.root=x", "trainer.accelerator=cpu"])
     assert job.overrides[-1] == "trainer.accelerator=cpu"
     assert "data.root=x" not in job.overrides
-    assert "data.root=x" in reproduce.jobs_of(TABLES["omniglot_20w1s"], tmp_path, "maml", ["data.root=x"])[0].overrides
+    assert "data.root=x" in tables.jobs_of(TABLES["omniglot_20w1s"], tmp_path, "maml", ["data.root=x"])[0].overrides
 
 
 def test_stopped_by_ctrl_c_it_goes_on_and_a_row_that_fails_stops_no_other(house: Path) -> None:
-    tables = house / "tables"
-    tables.mkdir()
+    folder = house / "tables"
+    folder.mkdir()
     every = "data=sinusoid trainer.val_every=25 trainer.val_episodes=4 test.episodes=4"
     rows = {"maml": {"set": "algo=maml trainer.max_steps=150"}, "wrong": {"set": "algo=maml algo.nonsense=1"}}
     rows |= {"hypernet": {"set": "algo=hypernet trainer.max_steps=2"}}
-    (tables / "toy.yaml").write_text(
+    (folder / "toy.yaml").write_text(
         yaml.safe_dump({"every": every, "reference": "maml", "rows": rows}, sort_keys=False)
     )
-    lines = [f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import reproduce; from pathlib import Path"]
-    lines += [f"reproduce.{n} = Path({str(house / p)!r})" for n, p in (("TABLES", "tables"), ("RESULTS", "results"))]
-    lines += [f"reproduce.PAGES = [Path({str(house / 'README.md')!r})]; sys.exit(reproduce.main())"]
-    command = [sys.executable, "-c", "\n".join(lines), "--runs", str(house / "runs")]
+    command = [sys.executable, str(ROOT / "scripts" / "reproduce.py"), "--runs", str(house / "runs")]
+    command += ["--tables", str(folder), "--results", str(house / "results"), "--pages", str(house / "README.md")]
     run_dir = house / "runs" / "toy" / "maml_seed0"
 
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -220,7 +221,7 @@ def test_stopped_by_ctrl_c_it_goes_on_and_a_row_that_fails_stops_no_other(house:
 
     done = subprocess.run([*command, "--jobs", "2"], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "toy/maml seed 0: goes on" in done.stdout
+    assert "toy/maml seed 0: resumed" in done.stdout
     assert done.stderr.splitlines() == [f"reproduce.py: toy/wrong seed 0 failed, see {run_dir.parent}/wrong_seed0.log"]
     maml, wrong, hypernet = table_of(house)
     assert (maml["steps"], wrong["mean"], hypernet["steps"]) == ("150", "not run", "2")

@@ -11,8 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from test_sweep import ROOT, TINY, Here, command, hashes, here, only, plan, plans, results
 
-from innerloop.config import register
-from innerloop.search import Settings, space
+from innerloop.runs.schemas import register
+from innerloop.sweeps.search import space
+from innerloop.sweeps.study import Settings
 
 optuna = pytest.importorskip("optuna")
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution  # noqa: E402

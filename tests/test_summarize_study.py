@@ -14,10 +14,7 @@ from made_sweeps import (
     two_algorithms,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import sweep_jobs  # noqa: E402
+from innerloop.sweeps.rows import STATES
 
 
 @pytest.fixture
@@ -31,7 +28,7 @@ def test_a_search_is_sorted_by_validation_and_says_what_matters(tmp_path: Path, 
     assert values == sorted(values)
     assert len(values) == 20
     assert rows[0]["best"] == "*"
-    assert [sum(int(row[s] or 0) for row in rows) for s in sweep_jobs.STATES] == [20, 1, 0, 1, 1, 0]
+    assert [sum(int(row[s] or 0) for row in rows) for s in STATES] == [20, 1, 0, 1, 1, 0]
     assert [row["failed"] for row in rows if row["algo.inner_lr"] == "0.77"] == ["1"]
     out = capsys.readouterr().out
     assert "24 runs, 20 finished, 1 running, 1 failed, 1 pruned, 1 waiting\n" in out

@@ -19,10 +19,11 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from sabotage import Sabotaged
 
-from innerloop import config
-from innerloop.jobs import LOCK
-from innerloop.locks import locked
-from innerloop.sweep import CONF
+from innerloop.runs import command as command_module
+from innerloop.runs import schemas
+from innerloop.runs.locks import locked
+from innerloop.sweeps.jobs import LOCK
+from innerloop.sweeps.record import CONF
 
 TINY = (
     "trainer.max_steps=6",
@@ -301,13 +302,13 @@ def test_launcher_that_is_not_installed_is_named_with_its_extra(here: Here, tmp_
 def test_launcher_files_say_how_and_compose(path: Path) -> None:
     head = path.read_text().partition("\ndefaults:")[0]
     assert f"#   python train.py -m launcher={path.stem} " in head
-    extra = config.LAUNCHERS.get(path.stem)
+    extra = command_module.LAUNCHERS.get(path.stem)
     assert (extra is not None) == (path.stem != "basic")
     assert extra is None or f'pip install -e ".[{extra}]"' in head
     plugin = f"hydra_plugins.hydra_{path.stem.partition('_')[0]}_launcher"
     if extra and importlib.util.find_spec(plugin) is None:
         pytest.skip(f"{plugin} is not installed")
-    config.register()
+    schemas.register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", [f"launcher={path.stem}"], return_hydra_config=True)
     assert cfg.hydra.runtime.choices["hydra/launcher"] == path.stem

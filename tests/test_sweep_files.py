@@ -10,12 +10,14 @@ import yaml
 from hydra import compose, initialize_config_dir
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from innerloop import config
 from innerloop.errors import InputError
-from innerloop.run import Parts, build, check, logger_settings
-from innerloop.tracking import check_loggers
+from innerloop.runs import schemas
+from innerloop.runs.build import Parts, build
+from innerloop.runs.checks import check
+from innerloop.runs.config import logger_settings
+from innerloop.runs.tracking import check_loggers
 
-config.register()
+schemas.register()
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "scripts" / "sweeps").glob("*.yaml"))
 

@@ -1,11 +1,11 @@
 """scripts/summarize.py: its plots draw the numbers of the table."""
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_script
 from made_sweeps import (
     begun,
     figure_of,
@@ -18,12 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_rgb
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import summarize  # noqa: E402
-import sweep_jobs  # noqa: E402
-import sweep_plots  # noqa: E402
+from innerloop.sweeps import figures
+from innerloop.sweeps.read import read_sweep
 
 
 @pytest.fixture
@@ -54,8 +50,8 @@ def test_bars_are_the_means_and_intervals_of_the_table(sweep: Path) -> None:
 
 def test_one_seed_has_bars_over_episodes_and_says_so(tmp_path: Path) -> None:
     finished(tmp_path, 0, ["algo=maml"], [1.0, 3.0], 1.0)
-    rows = sweep_jobs.read_sweep(tmp_path).rows
-    (ax,) = sweep_plots.bars(rows, "mse").axes
+    rows = read_sweep(tmp_path).rows
+    (ax,) = figures.bars(rows, "mse").axes
     (errors,) = (c for c in ax.containers if hasattr(c, "has_xerr"))
     assert errors.get_label() == "95 % interval over test episodes"
     assert errors[2][0].get_segments()[0][:, 0] == pytest.approx([2 - 1.96, 2 + 1.96])
@@ -63,10 +59,10 @@ def test_one_seed_has_bars_over_episodes_and_says_so(tmp_path: Path) -> None:
 
 
 def test_only_the_best_of_many_bars_are_drawn(tmp_path: Path) -> None:
-    for number in range(sweep_plots.MOST_BARS + 3):
+    for number in range(figures.MOST_BARS + 3):
         finished(tmp_path, number, [f"algo.k={number}"], [1.0, 2.0], float((number * 7) % 43))
-    rows = sweep_jobs.read_sweep(tmp_path).rows
-    (ax,) = sweep_plots.bars(rows, "mse").axes
+    rows = read_sweep(tmp_path).rows
+    (ax,) = figures.bars(rows, "mse").axes
     worst = {f"k={number}" for number in range(43) if (number * 7) % 43 >= 40}
     assert {label.get_text() for label in ax.get_yticklabels()} == {row.name for row in rows} - worst
     assert "the best 40 of 43 by validation" in ax.get_title()
@@ -94,7 +90,7 @@ def test_more_curves_than_colours_leave_the_worst_grey(tmp_path: Path) -> None:
     for number in range(9):
         path = finished(tmp_path, number, [f"algo.k={number}"], [1.0, 2.0], float(number))
         write_curve(path, [(10, number + 1.0), (20, float(number + 1))])
-    figure = sweep_plots.curves(sweep_jobs.read_sweep(tmp_path).rows, "mse")
+    figure = figures.curves(read_sweep(tmp_path).rows, "mse")
     told = {text.get_text() for text in figure.legends[0].get_texts()}
     assert told == {f"k={number}" for number in range(6)} | {"the other 3"}
     assert len({line.get_color() for line in figure.axes[0].lines}) == 7
@@ -104,7 +100,7 @@ def test_what_runs_and_leads_is_coloured(tmp_path: Path) -> None:
     for number in range(8):
         write_curve(finished(tmp_path, number, [f"algo.k={number}"], [1.0], float(number + 1)), [(10, number + 1.0)])
     begun(tmp_path, 8, ["algo.k=8"], [(10, 0.5)])
-    figure = sweep_plots.curves(sweep_jobs.read_sweep(tmp_path).rows, "mse")
+    figure = figures.curves(read_sweep(tmp_path).rows, "mse")
     assert "k=8" in {text.get_text() for text in figure.legends[0].get_texts()}
 
 
@@ -125,12 +121,12 @@ def test_what_diverged_leaves_the_others_legible(tmp_path: Path) -> None:
     # The lower median of 1, 2, 3, 1e30 is 2: ten times that, and room for intervals.
     assert 20 <= figure.axes[0].get_xlim()[1] <= 50
     assert [bar.get_width() for bar in figure.axes[0].patches][:3] == [1, 2, 3]
-    assert "goes on" in {text.get_text() for text in figure.legends[0].get_texts()}
+    assert "continues" in {text.get_text() for text in figure.legends[0].get_texts()}
     (ax,) = figure_of("curves", tmp_path).axes
     assert ax.get_ylim()[1] == pytest.approx(40)
     assert [text.get_text() for text in ax.texts] == ["what is above 40 is cut"]
-    found = sweep_jobs.read_sweep(tmp_path)
-    figure = sweep_plots.parallel(found, found.rows[:4], "mse")
+    found = read_sweep(tmp_path)
+    figure = figures.parallel(found, found.rows[:4], "mse")
     assert figure.axes[0].get_title().endswith("; 1 above 20 drawn there")
     assert figure.axes[1].get_ylim() == pytest.approx((1, 20))
 
@@ -139,8 +135,8 @@ def test_parallel_coordinates_go_through_the_values(tmp_path: Path) -> None:
     told = [("0.001", "a", 1.0), ("0.1", "b", 3.0), ("0.01", "a", 2.0)]
     for number, (rate, kind, value) in enumerate(told):
         finished(tmp_path, number, [f"algo.inner_lr={rate}", f"algo.kind={kind}"], [value, 2.0], value)
-    found = sweep_jobs.read_sweep(tmp_path)
-    figure = sweep_plots.parallel(found, found.rows, "mse")
+    found = read_sweep(tmp_path)
+    figure = figures.parallel(found, found.rows, "mse")
     ax, bar = figure.axes
     lines = [line for line in ax.lines if len(line.get_xdata()) == 3]
     heights = {tuple(np.round(line.get_ydata(), 6).tolist()): line.get_color() for line in lines}
@@ -167,10 +163,10 @@ def test_the_best_line_is_the_darkest(metric: str, best: float, tmp_path: Path) 
 
 
 def test_axes_are_logarithmic_where_values_span_decades() -> None:
-    assert sweep_plots.Coordinate.of(["1", "19"]).logarithmic is False
-    assert sweep_plots.Coordinate.of(["0.5", "20"]).logarithmic is True
-    assert sweep_plots.Coordinate.of(["0", "100"]).logarithmic is False
-    assert sweep_plots.Coordinate.of(["2", "2"]).heights == pytest.approx([0.5, 0.5])
+    assert figures.Coordinate.of(["1", "19"]).logarithmic is False
+    assert figures.Coordinate.of(["0.5", "20"]).logarithmic is True
+    assert figures.Coordinate.of(["0", "100"]).logarithmic is False
+    assert figures.Coordinate.of(["2", "2"]).heights == pytest.approx([0.5, 0.5])
 
 
 @pytest.mark.parametrize("kind", ["bars", "curves", "parallel"])
@@ -191,9 +187,9 @@ def test_nothing_is_cut_off(kind: str, tmp_path: Path) -> None:
 
 
 def test_plots_go_where_they_are_told(sweep: Path, tmp_path: Path) -> None:
-    summarize.main([str(sweep), "--plots", str(tmp_path / "elsewhere")])
+    run_script("summarize", sweep, "--plots", tmp_path / "elsewhere")
     assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"bars.png", "curves.png"}
     assert not (sweep / "summary").exists()
     # What an earlier summary left is no run of the sweep.
-    summarize.main([str(sweep)])
-    assert len(sweep_jobs.read_sweep(sweep).jobs) == 6
+    run_script("summarize", sweep)
+    assert len(read_sweep(sweep).jobs) == 6

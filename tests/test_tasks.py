@@ -1,9 +1,7 @@
 """The synthetic task families: what is drawn, from which stream, and whether the Bayes predictions are that."""
 
 import math
-import runpy
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from innerloop.episodes import SPLITS, Episode, InputError, Samples, Split, episode_rng
 from innerloop.tasks.base import Tasks
+from innerloop.tasks.baselines import logistic_regression
 from innerloop.tasks.hyperplane import Hyperplane
 from innerloop.tasks.multimodal import FAMILIES, Multimodal
 from innerloop.tasks.sinusoid import Sinusoid
@@ -298,13 +297,7 @@ def test_hyperplane_oracle_agrees_with_a_grid_over_two_parameters() -> None:
         torch.testing.assert_close(oracle[i].double(), expected, rtol=0, atol=0.03)
 
 
-@pytest.fixture(scope="module")
-def logistic_regression() -> Callable[[Episode], Tensor]:
-    script = Path(__file__).resolve().parents[1] / "scripts" / "baselines.py"
-    return runpy.run_path(str(script))["logistic_regression"]
-
-
-def test_logistic_regression_agrees_with_scikit_learn(logistic_regression: Callable[[Episode], Tensor]) -> None:
+def test_logistic_regression_agrees_with_scikit_learn() -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     episode = draw(Hyperplane(dimensions=5, shots=30), 5)
     ours = logistic_regression(episode)
@@ -315,9 +308,7 @@ def test_logistic_regression_agrees_with_scikit_learn(logistic_regression: Calla
         np.testing.assert_allclose(ours[i].numpy(), theirs, atol=1e-5)
 
 
-def test_logistic_regression_survives_a_support_of_one_class(
-    logistic_regression: Callable[[Episode], Tensor],
-) -> None:
+def test_logistic_regression_survives_a_support_of_one_class() -> None:
     (x, y), query = draw(Hyperplane(), 4)
     for label in (0, 1):
         p = logistic_regression(Episode(Samples(x, torch.full_like(y, label)), query))
@@ -325,9 +316,7 @@ def test_logistic_regression_survives_a_support_of_one_class(
 
 
 @pytest.mark.parametrize(("clusters", "gain"), [(0, 0.0), (5, 0.04)])
-def test_hyperplane_oracle_beats_logistic_regression_and_is_calibrated(
-    clusters: int, gain: float, logistic_regression: Callable[[Episode], Tensor]
-) -> None:
+def test_hyperplane_oracle_beats_logistic_regression_and_is_calibrated(clusters: int, gain: float) -> None:
     tasks = Hyperplane(clusters=clusters, queries=40)
     episode = draw(tasks, 120)
     truth = episode.query.y.double()

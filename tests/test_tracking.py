@@ -10,8 +10,8 @@ import pytest
 import wandb
 
 from innerloop.errors import InputError
-from innerloop.tracking import Label, MetricsFile, RunInfo, check_loggers
-from innerloop.tracking.wandb_run import WandbRun
+from innerloop.runs.tracking import Label, MetricsFile, RunInfo, check_loggers, wandb_run
+from innerloop.runs.tracking.wandb_run import WandbRun
 
 SETTINGS = {
     "mode": "auto",
@@ -57,6 +57,7 @@ def test_auto_is_online_only_where_logged_in(
         return logged_in
 
     monkeypatch.setattr(wandb, "login", login)
+    monkeypatch.setattr(wandb_run, "answers", lambda url, seconds: True)
     with pytest.raises(Asked):
         WandbRun(info(tmp_path), SETTINGS)
     assert asked["mode"] == mode

@@ -230,7 +230,7 @@ def test_a_run_of_a_sweep_resumed_alone_keeps_name_and_group(sweep: dict[tuple[f
 def test_a_single_run_has_no_group_and_its_table_of_episodes_an_end(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("innerloop.tracking.wandb_run.LONGEST_TABLE", 4)
+    monkeypatch.setattr("innerloop.runs.tracking.wandb_run.LONGEST_TABLE", 4)
     train("algo=hypernet", *TINY, "hydra.run.dir=single")
     offline = the_run(Path("single"))
     (record,) = offline.records("run")

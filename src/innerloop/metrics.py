@@ -1,4 +1,4 @@
-"""Statistics over test episodes, along the adaptation curve."""
+"""Statistics over evaluation episodes, along the adaptation curve."""
 
 from math import sqrt
 from typing import Any
@@ -10,10 +10,10 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class AdaptationCurve(Metric):
-    """Every episode's metrics before adaptation and after 0, 1, …, K inner steps.
+    """The metrics of every episode before adaptation and after 0, 1, …, K inner steps.
 
-    Keeps the values of each episode, in the order of the episodes (ranks hold consecutive blocks), so that runs can be
-    compared in pairs; right under DDP, since torchmetrics gathers the lists.
+    The values of each episode are kept, in the order of the episodes, so that runs can be compared in pairs. This is
+    correct under DDP, too: torchmetrics gathers the lists, and ranks hold consecutive blocks of episodes.
     """
 
     full_state_update = False
@@ -25,18 +25,21 @@ class AdaptationCurve(Metric):
         self.add_state("values", default=[], dist_reduce_fx="cat")
 
     def update(self, outputs: dict[str, Tensor]) -> None:
-        """outputs: metric name -> (episodes, 1 + K + 1), the first column before any adaptation."""
+        """Add the values of some episodes.
+
+        outputs: metric name -> (episodes, 1 + K + 1). The first column is before any adaptation.
+        """
         self.names = tuple(outputs)
         stacked = torch.stack([outputs[name].detach() for name in self.names], -1)
         self.values.append(stacked if stacked.device.type == "mps" else stacked.double())  # MPS has no float64
 
     def compute(self) -> Tensor:
-        """(episodes, 1 + K + 1, metrics)."""
+        """Return the values of all episodes: (episodes, 1 + K + 1, metrics)."""
         return dim_zero_cat(self.values)
 
 
 def summarize(values: Tensor) -> dict[str, float]:
-    """Mean, half-width of the normal 95 % confidence interval of the mean, and median of (episodes,) values."""
+    """Return the mean, the half-width of its normal 95 % confidence interval, and the median of values (episodes,)."""
     n = len(values)
     spread = values.std(correction=1).item() if n > 1 else float("nan")
     return {"mean": values.mean().item(), "ci95": 1.96 * spread / sqrt(n), "median": values.median().item()}

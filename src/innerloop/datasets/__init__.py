@@ -1,1 +1,1 @@
-"""Labelled images: fetched, verified, parsed and split by class."""
+"""Labelled images: downloaded, verified, parsed and split by class."""

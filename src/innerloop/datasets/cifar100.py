@@ -1,7 +1,7 @@
-"""CIFAR-100, 60,000 colour pictures of 100 classes in 20 superclasses: CIFAR-FS and FC100 are two splits of it.
+"""CIFAR-100: 60,000 colour images of 100 classes in 20 superclasses. CIFAR-FS and FC100 are two splits of it.
 
 Krizhevsky: Learning multiple layers of features from tiny images. Technical report, University of Toronto, 2009.
-Fetched from the author's page, or read from a file or a folder.
+Downloaded from the author's page, or read from a file or a folder.
 """
 
 import tarfile
@@ -22,62 +22,63 @@ URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
 ARCHIVE, FOLDER = "cifar-100-python.tar.gz", "cifar-100-python"
 CLASSES = 100
-# Pictures of a class in either part. Few-shot learning splits by class, and so takes the parts together.
+# Number of images per class in each part. Few-shot learning splits by class, so both parts are used together.
 PARTS = {"train": 500, "test": 100}
 SIZE = 32
 
-# Part of the name of the processed file: raise it when what it holds changes.
+# Part of the name of the processed file. Increase it when the contents of this file change.
 FORMAT = 1
 
 
 def load(root: str | None, splits: Mapping[Split, Collection[str]]) -> LabelledImages:
-    """All 60,000 pictures, (N, 3, 32, 32): 600 of each class, those of the training part first.
+    """Return all 60,000 images, (N, 3, 32, 32): 600 per class. In each class, those of the training part come first.
 
-    root: cifar-100-python.tar.gz, the folder that holds it, or that archive unpacked; null downloads it (161 MB) into
-    the user's cache folder and verifies it. The processed images are kept there too.
-    splits: the classes of each split, by their own or their superclass's name.
-    Raises InputError if a file cannot be had, is damaged or is not the whole of CIFAR-100.
+    root: cifar-100-python.tar.gz, the folder that contains it, or the unpacked archive. None: download it (161 MB) to
+        the user's cache folder and verify it. The processed images are cached in the same folder.
+    splits: the classes of each split, by their own name or the name of their superclass.
+
+    Raises InputError if a file cannot be downloaded or read, is damaged, or is not the complete CIFAR-100.
     """
     source = _download() if root is None else find(root)
     state = digest(source, ["meta", *PARTS])
     stored = cached(cache_folder("cifar100") / f"cifar100-{state}-v{FORMAT}.npz", lambda: parse(source))
-    of = {name: split for split, names in splits.items() for name in names}
+    split_of = {name: split for split, names in splits.items() for name in names}
     classes = [tuple(map(str, names)) for names in zip(stored["classes"], stored["superclasses"], strict=True)]
     for name, superclass in classes:
-        if name not in of and superclass not in of:
+        if name not in split_of and superclass not in split_of:
             raise InputError(f"{source} is not CIFAR-100: no split has its class {name} of {superclass}")
     return LabelledImages(
         images=torch.from_numpy(stored["images"]),
         classes=tuple(name for name, _ in classes),
         counts=np.full(len(classes), sum(PARTS.values())),
         splits=named_splits(
-            source, [(of[name] if name in of else of[superclass], name) for name, superclass in classes]
+            source, [(split_of[name if name in split_of else superclass], name) for name, superclass in classes]
         ),
     )
 
 
 def find(root: str) -> Path:
-    """The archive, or the folder with its three files, at or in `root`; InputError if there is neither."""
+    """Return the archive or the folder with its three files, at or in `root`. Raises InputError if there is neither."""
     path = Path(root).expanduser()
     if not path.exists():
         raise InputError(f"data.root={root}: there is no such file or folder")
-    for place in (path, path / FOLDER, path / ARCHIVE):
-        if place.is_file() or (place / "meta").is_file():
-            return place
+    for candidate in (path, path / FOLDER, path / ARCHIVE):
+        if candidate.is_file() or (candidate / "meta").is_file():
+            return candidate
     raise InputError(f"data.root={root}: neither {ARCHIVE} nor its folder {FOLDER} is there")
 
 
 def parse(source: Path) -> dict[str, np.ndarray]:
-    """images: (N, 3, 32, 32) uint8, sorted by class; classes, superclasses: (100,) their names.
+    """Return images, (N, 3, 32, 32) uint8 sorted by class; and classes and superclasses, (100,), the names of each.
 
-    Raises InputError naming what cannot be read, or does not hold what CIFAR-100 does.
+    Raises InputError, naming the file, if it cannot be read or its contents are not those of CIFAR-100.
     """
     contents = _unpack(source)
     try:
         names, groups = (contents["meta"][key] for key in ("fine_label_names", "coarse_label_names"))
         parts = {part: _part(contents[part], count) for part, count in PARTS.items()}
         pixels, fine, coarse = map(np.concatenate, zip(*parts.values(), strict=True))
-        pairs = np.unique(np.stack([fine, coarse]), axis=1)  # by class: each is in one superclass
+        pairs = np.unique(np.stack([fine, coarse]), axis=1)  # sorted by class; each class is in one superclass
         if pairs.shape[1] != len(names):
             raise ValueError(f"{pairs.shape[1]} pairs of class and superclass for {len(names)} classes")
         return {
@@ -90,7 +91,10 @@ def parse(source: Path) -> dict[str, np.ndarray]:
 
 
 def _part(content: Mapping[str, Any], count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels (n, 3072), classes (n,) and superclasses (n,) of one part; ValueError unless all pictures are there."""
+    """Return the pixels (n, 3072), classes (n,) and superclasses (n,) of one part.
+
+    Raises ValueError unless all images are there.
+    """
     pixels, fine, coarse = (np.asarray(content[key]) for key in ("data", "fine_labels", "coarse_labels"))
     if pixels.shape != (CLASSES * count, 3 * SIZE * SIZE) or pixels.dtype != np.uint8:
         raise ValueError(f"pixels of shape {pixels.shape}, {pixels.dtype}")
@@ -100,7 +104,7 @@ def _part(content: Mapping[str, Any], count: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _unpack(source: Path) -> dict[str, dict[str, Any]]:
-    """The contents of the files "meta", "train" and "test"."""
+    """Return the contents of the files "meta", "train" and "test", by file name."""
     names, found = {"meta", *PARTS}, {}
     try:
         if source.is_dir():
@@ -110,16 +114,16 @@ def _unpack(source: Path) -> dict[str, dict[str, Any]]:
         else:
             with tarfile.open(source) as archive:
                 for member in archive:
-                    name, packed = member.name.rpartition("/")[2], archive.extractfile(member)
-                    if name in names and packed is not None:
-                        found[name] = pickles.load(packed, f"{source}: {member.name}")
+                    name, stream = member.name.rpartition("/")[2], archive.extractfile(member)
+                    if name in names and stream is not None:
+                        found[name] = pickles.load(stream, f"{source}: {member.name}")
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise InputError(f"{source} is not the whole of {ARCHIVE}: {error}") from error
+        raise InputError(f"{source} is not a complete {ARCHIVE}: {error}") from error
     if missing := names - set(found):
-        raise InputError(f"{source} is not the whole of {ARCHIVE}: it lacks {', '.join(sorted(missing))}")
+        raise InputError(f"{source} is not a complete {ARCHIVE}: it lacks {', '.join(sorted(missing))}")
     return found
 
 
 def _download() -> Path:
-    otherwise = f"Without a network, put {ARCHIVE} in a folder and say data.root=FOLDER; data=glyphs needs no download."
-    return fetch(URL, MD5, cache_folder("cifar100"), otherwise)
+    advice = f"Without a network, put {ARCHIVE} in a folder and set data.root=FOLDER; data=glyphs needs no download."
+    return fetch(URL, MD5, cache_folder("cifar100"), advice)

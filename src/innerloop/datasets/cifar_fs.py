@@ -1,4 +1,4 @@
-"""CIFAR-FS: the classes of CIFAR-100 at random, 64 to train on, 16 to validate and 20 to test.
+"""CIFAR-FS: a random split of the classes of CIFAR-100 into 64 training, 16 validation and 20 test classes.
 
 Bertinetto, Henriques, Torr, Vedaldi: Meta-learning with differentiable closed-form solvers. ICLR, 2019.
 """
@@ -12,7 +12,7 @@ from innerloop.episodes import SPLITS, Split
 
 
 def load(root: str | None = None) -> LabelledImages:
-    """All of CIFAR-100, (N, 3, 32, 32), 600 pictures a class, with the published split of the classes.
+    """Return all of CIFAR-100, (N, 3, 32, 32), 600 images per class, with the published split of the classes.
 
     root and errors: see `cifar100.load`.
     """
@@ -20,6 +20,6 @@ def load(root: str | None = None) -> LabelledImages:
 
 
 def published_split() -> dict[Split, list[str]]:
-    """The names of the classes of each split, as the authors' own lists have them."""
+    """Return the names of the classes of each split, from the authors' own lists."""
     names = json.loads((resources.files("innerloop.datasets") / "splits" / "cifar_fs.json").read_text(encoding="utf-8"))
     return {split: names[key] for split, key in zip(SPLITS, ("train", "val", "test"), strict=True)}

@@ -1,4 +1,4 @@
-"""FC100: CIFAR-100 split by superclass, so that test classes resemble no training class: harder than CIFAR-FS.
+"""FC100: CIFAR-100 split by superclass. It is harder than CIFAR-FS because test classes resemble no training class.
 
 Oreshkin, Rodriguez, Lacoste: TADAM: Task dependent adaptive metric for improved few-shot learning. NeurIPS, 2018.
 """
@@ -7,8 +7,8 @@ from innerloop.datasets import cifar100
 from innerloop.datasets.images import LabelledImages
 from innerloop.episodes import Split
 
-# Five classes each. By their numbers in CIFAR-100: 1-6, 9, 10, 15, 17-19 to train, 8, 11, 13, 16 to validate,
-# 0, 7, 12, 14 to test.
+# Each superclass has five classes. The numbers of the superclasses in CIFAR-100 are 1-6, 9, 10, 15 and 17-19 for
+# training, 8, 11, 13 and 16 for validation, and 0, 7, 12 and 14 for testing.
 SUPERCLASSES: dict[Split, tuple[str, ...]] = {
     "train": (
         "fish",
@@ -30,7 +30,7 @@ SUPERCLASSES: dict[Split, tuple[str, ...]] = {
 
 
 def load(root: str | None = None) -> LabelledImages:
-    """All of CIFAR-100, (N, 3, 32, 32), 600 pictures a class: 60 classes to train on, 20 to validate and 20 to test.
+    """Return all of CIFAR-100, (N, 3, 32, 32), 600 images per class: 60 training, 20 validation and 20 test classes.
 
     root and errors: see `cifar100.load`.
     """

@@ -1,4 +1,4 @@
-"""What loaders share about files: fetched and verified, told apart, read from a folder or a zip file, decoded."""
+"""File functions of the loaders: download and verify, detect changes, read folders and zip files, decode images."""
 
 import hashlib
 import io
@@ -19,23 +19,27 @@ from innerloop.episodes import InputError
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 
 
-def fetch(url: str, md5: str, folder: Path, otherwise: str) -> Path:
-    """The file behind `url` in `folder`, downloaded unless it is there already; verified either way.
+def fetch(url: str, md5: str, folder: Path, advice: str) -> Path:
+    """Return the path in `folder` of the file at `url`. Download it unless it is there already; verify it in both cases.
 
-    Raises InputError, which ends with `otherwise`, if it cannot be had; no part of it is left under its name.
+    Raises InputError, whose message ends with `advice`, if this fails. Then no partial file is left under the name.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = pooch.retrieve(url, f"md5:{md5}", fname=url.rpartition("/")[2], path=folder, progressbar=True)
-    # A wrong checksum is a ValueError, everything about the network and the disk an OSError.
+    # pooch raises ValueError for a wrong checksum. All errors of the network and the disk are OSErrors.
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{url} could not be fetched into {folder}: {reason}. {otherwise}") from error
+        raise InputError(f"{url} could not be downloaded to {folder}: {reason}. {advice}") from error
     return Path(path)
 
 
 def digest(source: Path, names: Iterable[str]) -> str:
-    """What tells one state of a file, or of the files of these names in a folder, from another: 32 hex digits."""
+    """Return 32 hex digits that identify the state of a file, or of the files with these names in a folder.
+
+    They depend on the content of a file, or on the path of the folder and the files' names, sizes and modification
+    times. Raises InputError if the source cannot be read.
+    """
     try:
         if source.is_file():
             with open(source, "rb") as file:
@@ -50,14 +54,15 @@ def digest(source: Path, names: Iterable[str]) -> str:
 
 
 def listing(source: Path) -> list[str]:
-    """What a folder or a zip file holds at any depth, as sorted paths "a/b.png" within it; those of folders end in "/".
+    """Return the sorted relative paths, such as "a/b.png", of everything in a folder or a zip file, at any depth.
 
-    What systems put there for themselves (.DS_Store, __MACOSX) is left out. Raises InputError if it cannot be read.
+    The paths of folders end in "/". Hidden entries and those that operating systems add (.DS_Store, __MACOSX) are left
+    out. Raises InputError if the source cannot be read.
     """
     if source.is_dir():
         entries = list(_walk(source))
     else:
-        with _zip(source) as archive:
+        with _open_zip(source) as archive:
             entries = archive.namelist()
     return sorted({e for e in entries if not any(part.startswith((".", "__MACOSX")) for part in e.split("/"))})
 
@@ -66,16 +71,16 @@ def _walk(folder: Path) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise InputError(f"{folder} cannot be read: {error}") from error
 
-    # Plain strings: with Omniglot's 32,460 files as Paths every start would take two seconds.
-    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        inside = os.path.relpath(place, folder).replace(os.sep, "/")
-        above = "" if inside == "." else f"{inside}/"
-        yield from (f"{above}{name}/" for name in folders)
-        yield from (f"{above}{name}" for name in files)
+    # Plain strings, because Path objects for Omniglot's 32,460 files would take two seconds at every start.
+    for current, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        relative = os.path.relpath(current, folder).replace(os.sep, "/")
+        prefix = "" if relative == "." else f"{relative}/"
+        yield from (f"{prefix}{name}/" for name in folders)
+        yield from (f"{prefix}{name}" for name in files)
 
 
 def read(source: Path, names: Iterable[str]) -> Iterator[bytes]:
-    """The bytes of these files of a folder or a zip file, one after the other; InputError if one cannot be read."""
+    """Yield the bytes of each of these files of a folder or a zip file. Raises InputError if one cannot be read."""
     if source.is_dir():
         for name in names:
             try:
@@ -83,22 +88,22 @@ def read(source: Path, names: Iterable[str]) -> Iterator[bytes]:
             except OSError as error:
                 raise InputError(f"{source / name} cannot be read: {error}") from error
     else:
-        with _zip(source) as archive:
+        with _open_zip(source) as archive:
             yield from map(archive.read, names)
 
 
 @contextmanager
-def _zip(file: Path) -> Iterator[zipfile.ZipFile]:
+def _open_zip(file: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(file) as archive:
             yield archive
-    # RuntimeError: an entry is encrypted, or packed in a way that Python does not know.
+    # RuntimeError: an entry is encrypted, or compressed by a method that Python does not support.
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error) as error:
-        raise InputError(f"{file} is not a whole zip file: {error}") from error
+        raise InputError(f"{file} is not a complete zip file: {error}") from error
 
 
 def decode(data: bytes, origin: str) -> Image.Image:
-    """A picture, read to its end. Raises InputError with `origin`, its path, if it is broken."""
+    """Return the fully decoded image. origin: its path, for the InputError that is raised if it is broken."""
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
@@ -116,16 +121,17 @@ def decode(data: bytes, origin: str) -> Image.Image:
 
 
 def pictures(source: Path, names: Sequence[str], size: int, channels: int) -> np.ndarray:
-    """These pictures of a folder or a zip file, (n, channels, size, size) uint8, squeezed to squares.
+    """Return these images of a folder or a zip file, (n, channels, size, size) uint8.
 
-    Upright as the camera says, on white where they are transparent. channels: 1 for grey, 3 for colour.
-    Raises InputError naming the picture that cannot be read.
+    Images are turned upright according to their EXIF data, placed on white if they are transparent, and resized to
+    squares without keeping the aspect ratio. channels: 1 for grey, 3 for colour.
+    Raises InputError, naming the image, if one cannot be read or has more than 8 bits per channel.
     """
     images = np.empty((len(names), channels, size, size), np.uint8)
     for i, (name, data) in enumerate(zip(names, read(source, names), strict=True)):
         image = decode(data, f"{source}: {name}")
-        if image.mode.startswith(("I", "F")):  # Pillow would clip them at 255
-            raise InputError(f"{source}: {name} has more than 8 bits a pixel; save it with 8")
+        if image.mode.startswith(("I", "F")):  # Pillow would clip its values at 255
+            raise InputError(f"{source}: {name} has more than 8 bits per channel; save it with 8")
         ImageOps.exif_transpose(image, in_place=True)
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))

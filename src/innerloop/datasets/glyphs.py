@@ -1,4 +1,4 @@
-"""Printed characters of many scripts, drawn from matplotlib's fonts: data of Omniglot's shape with no download."""
+"""Printed characters of many scripts, drawn with matplotlib's fonts: shaped like Omniglot, but without a download."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ SIZE = 28
 RENDERINGS = 20
 FACES_NEEDED = 3
 
-# The faces whose character maps tell the truth; matplotlib's others are mathematical extensions in private encodings.
+# The faces with correct character maps. matplotlib's other faces are mathematical extensions in private encodings.
 FACES = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
     *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
@@ -26,8 +26,9 @@ FACES = (
     *("cmr10", "cmb10", "cmss10", "cmti10", "cmtt10"),
 )
 
-# Unicode blocks, first and last code point. Left out are accents, which 28 pixels do not show, and scripts whose
-# characters are patterns of equal parts or one another's rotations (braille, box drawing, Canadian syllabics).
+# Unicode blocks: first and last code point. Accents are left out because 28 pixels do not show them. Scripts are left
+# out if their characters are patterns of equal parts or rotations of one another (braille, box drawing, Canadian
+# syllabics).
 BLOCKS = (
     (0x0021, 0x007E),  # ASCII
     (0x00A1, 0x024F),  # Latin
@@ -55,24 +56,27 @@ BLOCKS = (
     (0x10300, 0x1031E),  # Old Italic
 )
 
-# Two characters whose plain renderings correlate more than this count as one: Latin A, Greek Alpha, Cyrillic A.
+# Characters whose plain renderings correlate more than this count as the same: Latin A, Greek Alpha, Cyrillic A.
 SAME = 0.9
 
-# Drawn at three times the size, then averaged down.
+# Characters are drawn at three times the final size and then averaged down.
 CANVAS = 3 * SIZE
 POINTS = 60
 
-# Part of the name of the cached file: raise it when what it holds changes.
+# Part of the name of the cached file. Increase it when the contents of this file change.
 FORMAT = 1
 
 
 def load(cache: str | None = None) -> LabelledImages:
-    """20 renderings of each character, (N, 1, 28, 28) with ink 255 on 0, over faces, slant, angle, size and thickness.
+    """Return 20 renderings of each character, (N, 1, 28, 28), with ink 255 on background 0.
 
-    Drawn at first use, in seconds; a pure function of the versions of matplotlib, Pillow and FreeType. 70 % of the
-    characters are for training, 10 % for validation and 20 % for testing, whatever the seed.
-    cache: the folder where the images are kept; null: the user's cache folder.
-    Raises InputError if this matplotlib came without its fonts.
+    Renderings vary in face, slant, angle, size, position and thickness. They are drawn at the first use, which takes
+    seconds, and depend on the versions of matplotlib, Pillow and FreeType only. 70 % of the characters are for
+    training, 10 % for validation and 20 % for testing, whatever the seed.
+
+    cache: folder where the images are cached. None: the user's cache folder.
+
+    Raises InputError if matplotlib was installed without its fonts.
     """
     versions = f"matplotlib{matplotlib.__version__}-pillow{Image.__version__}-freetype{features.version('freetype2')}"
     folder = cache_folder("glyphs") if cache is None else Path(cache).expanduser()
@@ -87,7 +91,7 @@ def load(cache: str | None = None) -> LabelledImages:
 
 
 def draw_all() -> dict[str, np.ndarray]:
-    """names: (classes,) "U+0041 LATIN CAPITAL LETTER A"; images: (classes, 20, 28, 28) uint8."""
+    """Return names, (classes,) like "U+0041 LATIN CAPITAL LETTER A", and images, (classes, 20, 28, 28) uint8."""
     faces, fonts = _faces(), {}
     for character in _characters():
         inked = [font for font, known in faces if character in known and font.getmask(character).getbbox()]
@@ -101,7 +105,7 @@ def draw_all() -> dict[str, np.ndarray]:
 
 
 def _distinct(fonts: dict[str, list[ImageFont.FreeTypeFont]]) -> list[str]:
-    """The characters that look like none before them in the plainest of their faces."""
+    """Return the characters that, in the first and plainest of their faces, look like no character kept before them."""
     plain = np.stack([_render(faces[0], character) for character, faces in fonts.items()]).astype(np.float32)
     plain = plain.reshape(len(plain), -1)
     plain -= plain.mean(axis=1, keepdims=True)
@@ -116,7 +120,7 @@ def _distinct(fonts: dict[str, list[ImageFont.FreeTypeFont]]) -> list[str]:
 
 
 def _characters() -> Iterator[str]:
-    """Letters, digits, punctuation and symbols that are not made of others (no accents, ligatures, superscripts)."""
+    """Yield letters, digits, punctuation and symbols without those composed of others (accents, ligatures, superscripts)."""
     for first, last in BLOCKS:
         for character in map(chr, range(first, last + 1)):
             category = unicodedata.category(character)
@@ -125,23 +129,23 @@ def _characters() -> Iterator[str]:
 
 
 def _faces() -> list[tuple[ImageFont.FreeTypeFont, set[str]]]:
-    """Each face with the characters that it has."""
+    """Return each face with the set of characters that it contains."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     faces = []
     for name in FACES:
         path = folder / f"{name}.ttf"
         if not path.is_file():
-            raise InputError(f"{path} is missing: this matplotlib came without its fonts, install it from PyPI")
+            raise InputError(f"{path} is missing: matplotlib was installed without its fonts; install it from PyPI")
         known = {chr(code) for code, glyph in FT2Font(str(path)).get_charmap().items() if glyph}
-        if name.startswith("cm"):  # TeX's own encodings: right for these only
+        if name.startswith("cm"):  # TeX's own encodings, which are right for these characters only
             known = {c for c in known if c.isascii() and c.isalnum()}
-        # The basic layout: with Raqm the shapes would depend on whether that library is installed.
+        # Basic layout: the default would use Raqm if that library is installed, and shapes would depend on it.
         faces.append((ImageFont.truetype(path, POINTS, layout_engine=ImageFont.Layout.BASIC), known))
     return faces
 
 
 def _renderings(fonts: list[ImageFont.FreeTypeFont], character: str) -> np.ndarray:
-    """(20, 28, 28) uint8. The random stream is the character's own: it does not depend on what else is drawn."""
+    """Return 20 renderings (20, 28, 28) uint8. They do not depend on what else is drawn: each character has its own seed."""
     rng = np.random.Generator(np.random.Philox(key=ord(character)))
     order = rng.random(len(fonts)).argsort()
     images = []
@@ -170,26 +174,27 @@ def _render(
     shift: tuple[float, float] = (0.0, 0.0),
     stroke: int = 0,
 ) -> np.ndarray:
-    """(28, 28) uint8: the character with its longer side `side` pixels long, sheared and turned about its middle.
+    """Return the character as (28, 28) uint8, sheared and rotated about its centre.
 
-    angle in radians; shift in pixels, right and down; stroke: how much thicker, in thirds of a pixel on either side.
+    angle: in radians. side: length of the longer side, in pixels. shift: in pixels, right and down. stroke: additional
+    thickness on either side of a line, in thirds of a pixel.
     """
     ink = _draw(font, character, stroke)
-    scale = max(ink.size) / (3 * side)  # pixels of `ink` for one of the canvas
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    back = scale * np.array([[1.0, shear], [0.0, 1.0]]) @ turn
-    offset = np.array(ink.size) / 2 - back @ (CANVAS / 2 + 3 * np.array(shift))
-    matrix = (*back[0], offset[0], *back[1], offset[1])
+    scale = max(ink.size) / (3 * side)  # pixels of `ink` per pixel of the canvas
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    to_ink = scale * np.array([[1.0, shear], [0.0, 1.0]]) @ rotation  # from coordinates of the canvas
+    offset = np.array(ink.size) / 2 - to_ink @ (CANVAS / 2 + 3 * np.array(shift))
+    matrix = (*to_ink[0], offset[0], *to_ink[1], offset[1])
     canvas = ink.transform((CANVAS, CANVAS), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     return np.asarray(canvas.reduce(3))
 
 
 def _draw(font: ImageFont.FreeTypeFont, character: str, stroke: int) -> Image.Image:
-    """The inked part of the character at full size."""
+    """Return the inked part of the character at the size of the font, with a blank margin of one pixel."""
     left, top, right, bottom = map(round, font.getbbox(character, stroke_width=stroke))
     image = Image.new("L", (max(right - left, 1) + 4, max(bottom - top, 1) + 4))
     ImageDraw.Draw(image).text((2 - left, 2 - top), character, fill=255, font=font, stroke_width=stroke)
     box = image.getbbox()
     assert box is not None, "draw_all leaves out characters without ink"
-    # A blank margin, so that the transformation fades to paper at the edges.
+    # With the blank margin, the affine transformation fades to the background at the edges.
     return image.crop((box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1))

@@ -1,4 +1,4 @@
-"""Labelled images in memory, and what their loaders share: a cache that takes no part for the whole, fixed splits."""
+"""Labelled images in memory, and functions that their loaders share: cache files, and splits by class."""
 
 import hashlib
 import logging
@@ -22,12 +22,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Images of many classes, sorted by class, and which classes belong to which split.
+    """Images of many classes, sorted by class, and the classes of each split.
 
-    images: (N, C, H, W) uint8. classes: a name for each class. counts: (classes,) int64, the number of images of each.
-    first: (classes,) int64, where they begin: class c is images[first[c] : first[c] + counts[c]].
-    splits: class ids (int64) of each of the three splits; no class is in two of them.
-    Raises InputError where these do not fit together.
+    images: (N, C, H, W) uint8. classes: name of each class. counts: (classes,) int64, number of images per class.
+    first: (classes,) int64, index of each class's first image: class c is images[first[c] : first[c] + counts[c]].
+    splits: class ids (int64) of each of the three splits. No class is in two of them.
+
+    Raises InputError if these do not fit together.
     """
 
     images: Tensor
@@ -44,8 +45,8 @@ class LabelledImages:
         counts = np.asarray(self.counts, dtype=np.int64)
         if counts.shape != (len(self.classes),) or (counts < 0).any() or counts.sum() != len(self.images):
             raise InputError(
-                f"counts must give the number of images of each of {len(self.classes)} classes, in all "
-                f"{len(self.images)}; got {counts.size} numbers that sum to {counts.sum()}"
+                f"counts must be the numbers of images of {len(self.classes)} classes and sum to {len(self.images)}, "
+                f"got {counts.size} numbers that sum to {counts.sum()}"
             )
         if set(self.splits) != set(SPLITS):
             raise InputError(f"the splits must be {', '.join(SPLITS)}, got {', '.join(self.splits)}")
@@ -54,22 +55,23 @@ class LabelledImages:
         if (uses > 1).any():
             raise InputError(f"class {ids[uses > 1][0]} is in more than one place of the splits; they must be disjoint")
         if ids.size and not 0 <= ids[0] <= ids[-1] < len(self.classes):
-            raise InputError(f"the splits name classes {ids[0]} to {ids[-1]}, there are {len(self.classes)} classes")
+            raise InputError(f"the splits use class ids {ids[0]} to {ids[-1]}, but there are {len(self.classes)} classes")
         object.__setattr__(self, "counts", counts)
         object.__setattr__(self, "splits", splits)
         object.__setattr__(self, "first", np.cumsum(counts) - counts)
 
 
 def cache_folder(name: str) -> Path:
-    """The user's cache folder for one data set (Linux: $XDG_CACHE_HOME/innerloop/name); it need not exist yet."""
+    """Return the user's cache folder for a data set (Linux: $XDG_CACHE_HOME/innerloop/name). It may not exist yet."""
     return Path(pooch.os_cache("innerloop")) / name
 
 
 def fixed_splits(classes: Sequence[str], train: int, validation: int) -> dict[Split, np.ndarray]:
-    """So many classes for training and for validation, all others for testing: which looks random, yet is fixed.
+    """Return the class ids of each split. The split is pseudo-random, but always the same for the same names.
 
-    By the digests of their names rather than by a seeded generator: no version of numpy can move a class from training
-    to test, and the order of the given classes plays no part.
+    train, validation: number of training and validation classes. All others are test classes. Classes are ordered by
+    the digests of their names, not by a seeded generator. So no version of numpy can move a class from training to
+    test, and the order of `classes` does not matter.
     """
     order = np.array(sorted(range(len(classes)), key=lambda i: hashlib.sha256(classes[i].encode()).digest()))
     parts = np.split(order, [train, train + validation])
@@ -77,36 +79,40 @@ def fixed_splits(classes: Sequence[str], train: int, validation: int) -> dict[Sp
 
 
 def named_splits(source: Path, classes: Sequence[tuple[Split, str]]) -> dict[Split, np.ndarray]:
-    """The split that each class names with its own name, as the data were published or laid out.
+    """Return the class ids of each split, for data that are published or stored with a split.
 
-    Raises InputError, naming `source`, if one name is in two splits: few-shot tests are on classes never trained on.
+    classes: split and name of each class. Raises InputError, naming `source`, if a name is in two splits, because the
+    test classes of few-shot learning must not occur in training.
     """
-    of: dict[str, Split] = {}
+    split_of: dict[str, Split] = {}
     for split, name in classes:
-        if of.setdefault(name, split) != split:
-            raise InputError(f"{source}: class {name} is in {of[name]} and in {split}; few-shot splits share no class")
-    return {split: np.array([i for i, (own, _) in enumerate(classes) if own == split], np.int64) for split in SPLITS}
+        if split_of.setdefault(name, split) != split:
+            raise InputError(
+                f"{source}: class {name} is in {split_of[name]} and in {split}; few-shot splits must not share a class"
+            )
+    return {split: np.array([i for i, (s, _) in enumerate(classes) if s == split], np.int64) for split in SPLITS}
 
 
 def cached(path: Path, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays stored at `path` (.npz); built and stored first if there are none or the file is damaged.
+    """Return the arrays stored at `path` (.npz). Build and store them first if the file is missing or damaged.
 
-    Another process sees the whole file or none: it is written beside its place and moved there. Every read is verified
-    by the checksums inside. Where nothing can be written the arrays are built on every start, with a warning.
+    The file is written under a temporary name and then renamed, so other processes never see a partial file. Every read
+    is verified by the checksums in the file. If the file cannot be written, the arrays are built on every start, and a
+    warning is logged.
     """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
-        log.info("making %s; this is done once", path)
-    # All of these are what numpy and zipfile say of damaged bytes; the last, of a compression that does not exist.
+        log.info("building %s; this is done only once", path)
+    # numpy and zipfile raise any of these if bytes are damaged. NotImplementedError: an unknown compression method.
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        log.warning("%s is damaged (%s) and is built anew", path, error)
+        log.warning("%s is damaged (%s) and is rebuilt", path, error)
     arrays = build()
     try:
         _write(path, arrays)
     except OSError as error:
-        log.warning("%s cannot be written (%s): the data are built anew on every start", path, error)
+        log.warning("%s cannot be written (%s): the data are rebuilt on every start", path, error)
     return arrays
 
 
@@ -117,7 +123,7 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
         with open(temporary, "xb") as file:
             np.savez(file, allow_pickle=False, **arrays)
             file.flush()
-            # Else a machine that loses power may keep the new name and lose what it names.
+            # Without this, the file could have its final name but not its contents after a power failure.
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:

@@ -1,8 +1,8 @@
 """mini-ImageNet: 100 classes of ImageNet with 600 photographs each, 84x84 pixels.
 
-Vinyals et al.: Matching networks for one shot learning. NeurIPS, 2016; with the split that everybody uses, 64 classes
-to train on, 16 to validate and 20 to test, of Ravi, Larochelle: Optimization as a model for few-shot learning. ICLR,
-2017. ImageNet's terms allow no public download.
+Vinyals et al.: Matching networks for one shot learning. NeurIPS, 2016. The split is the usual one, with 64 training, 16
+validation and 20 test classes. It is from Ravi, Larochelle: Optimization as a model for few-shot learning. ICLR, 2017.
+ImageNet's terms allow no public download.
 """
 
 import csv
@@ -22,7 +22,7 @@ CLASSES: dict[Split, int] = {"train": 64, "validation": 16, "test": 20}
 PHOTOGRAPHS = 600
 SIZE = 84
 
-# The names under which each part is handed around: by learn2learn and others, and by MetaOptNet.
+# The file names under which each part is distributed, by learn2learn and others, and by MetaOptNet.
 PICKLES: dict[Split, tuple[str, ...]] = {
     "train": ("mini-imagenet-cache-train.pkl", "miniImageNet_category_split_train_phase_train.pickle"),
     "validation": (
@@ -35,20 +35,21 @@ PICKLES: dict[Split, tuple[str, ...]] = {
 LISTS: dict[Split, tuple[str, ...]] = {"train": ("train.csv",), "validation": ("val.csv",), "test": ("test.csv",)}
 
 LAYOUT = (
-    "mini-ImageNet has no public download: say data.root=FOLDER. FOLDER holds either the three pickles that few-shot "
+    "mini-ImageNet has no public download: set data.root=FOLDER. FOLDER holds either the three pickles that few-shot "
     "projects such as learn2learn link to, mini-imagenet-cache-train.pkl, -val.pkl and -test.pkl; or Ravi and "
-    "Larochelle's train.csv, val.csv and test.csv (twitter-research/meta-learning-lstm on GitHub) and, anywhere below, "
-    "the photographs that they name, from ImageNet (image-net.org, after registration). data=cifar_fs needs no FOLDER."
+    "Larochelle's train.csv, val.csv and test.csv (twitter-research/meta-learning-lstm on GitHub) and, at any depth, "
+    "the photographs that they list, from ImageNet (image-net.org, after registration). data=cifar_fs needs no FOLDER."
 )
 
-# Part of the name of the processed file: raise it when what it holds changes.
+# Part of the name of the processed file. Increase it when the contents of this file change.
 FORMAT = 1
 
 
 class Part(NamedTuple):
-    """One split as it was found in the file `origin`.
+    """One split, as read from the file `origin`.
 
-    members: each class's photographs, by their numbers or paths; images: makes (n, 3, 84, 84) uint8 of n of these.
+    members: class name -> its photographs, by index or path. images: returns n of these photographs as (n, 3, 84, 84)
+    uint8.
     """
 
     origin: str
@@ -57,12 +58,14 @@ class Part(NamedTuple):
 
 
 def load(root: str | None = None) -> LabelledImages:
-    """All 60,000 photographs, (N, 3, 84, 84), classes in the order of the splits; 1.3 GB of memory.
+    """Return all 60,000 photographs, (N, 3, 84, 84), with classes in the order of the splits: 1.3 GB of memory.
 
-    root: a folder with three pickles, {"image_data", "class_dict"} or {"data", "labels"}; or with train.csv, val.csv
-    and test.csv (filename, label) and, anywhere below, the photographs, which are squeezed to 84x84 as is usual. The
-    processed images are kept in the user's cache folder.
-    Raises InputError if there is no root, or a file is missing, damaged or not that part of mini-ImageNet.
+    root: a folder with three pickles, each with the keys {"image_data", "class_dict"} or {"data", "labels"}; or a
+        folder with train.csv, val.csv and test.csv (columns filename and label) and, at any depth, the photographs.
+        They are resized to 84x84 without keeping the aspect ratio, as is usual. The processed images are cached in the
+        user's cache folder.
+
+    Raises InputError if root is None, or if a file is missing, damaged or not the expected part of mini-ImageNet.
     """
     if root is None:
         raise InputError(LAYOUT)
@@ -87,7 +90,7 @@ def load(root: str | None = None) -> LabelledImages:
 
 
 def parse(parts: Iterable[Part]) -> dict[str, np.ndarray]:
-    """images: (N, 3, 84, 84) uint8; train, validation, test: the names of their classes, in the order of the images.
+    """Return images, (N, 3, 84, 84) uint8; and train, validation and test, each split's class names in image order.
 
     Raises InputError unless all classes and all photographs are there.
     """
@@ -108,9 +111,9 @@ def parse(parts: Iterable[Part]) -> dict[str, np.ndarray]:
 
 
 def _find(folder: Path, files: Mapping[Split, Sequence[str]]) -> list[str]:
-    """The name of each split's file, or nothing unless all three are there."""
-    there = [next((name for name in files[split] if (folder / name).is_file()), None) for split in SPLITS]
-    return [name for name in there if name] if all(there) else []
+    """Return the name of each split's file, or an empty list unless all three exist."""
+    found = [next((name for name in files[split] if (folder / name).is_file()), None) for split in SPLITS]
+    return [name for name in found if name] if all(found) else []
 
 
 def _pickled(path: Path) -> Part:
@@ -125,13 +128,13 @@ def _pickled(path: Path) -> Part:
             members = {pickles.text(name): np.asarray(indices) for name, indices in content["class_dict"].items()}
         else:
             labels = np.asarray(content["labels"])
-            # Numbers may begin at zero in every file, and so name a class only together with it.
+            # Labels may start at zero in every file, so the name of a class includes the name of the file.
             members = {f"{path.stem}/{label}": np.flatnonzero(labels == label) for label in np.unique(labels)}
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (SIZE, SIZE, 3):
             raise ValueError(f"images of shape {pixels.shape}, {pixels.dtype}")
-        every = np.concatenate(list(members.values()))
-        if not np.array_equal(np.sort(every), np.arange(len(pixels))):
-            raise ValueError("its classes do not take every image once")
+        indices = np.concatenate(list(members.values()))
+        if not np.array_equal(np.sort(indices), np.arange(len(pixels))):
+            raise ValueError("its classes do not contain every image exactly once")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is no part of mini-ImageNet: {type(error).__name__}: {error}") from error
     return Part(str(path), members, lambda indices: pixels[indices].transpose(0, 3, 1, 2))
@@ -155,5 +158,5 @@ def _listed(path: Path) -> Part:
 
 
 def _photographs(folder: Path) -> dict[str, str]:
-    """File name -> path below `folder`, of every picture there."""
+    """Return file name -> path within `folder` for every image file in it, at any depth."""
     return {name.rpartition("/")[2]: name for name in listing(folder) if name.lower().endswith(PICTURES)}

@@ -1,7 +1,7 @@
 """Omniglot: 1623 handwritten characters of 50 alphabets, each drawn once by 20 people.
 
 Lake, Salakhutdinov, Tenenbaum: Human-level concept learning through probabilistic program induction. Science, 2015.
-Fetched from the authors' repository (MIT licence), or read from a folder.
+Downloaded from the authors' repository (MIT licence), or read from a folder.
 """
 
 import re
@@ -22,12 +22,12 @@ CHARACTERS = {BACKGROUND: 964, EVALUATION: 659}
 DRAWINGS = 20
 SIZE = 28
 
-# Character split: so many to train and to validate on, all others to test on. Vinyals et al. (2016) and Finn et al.
-# (2017) train on 1200 and test on 423; 100 of the 1200 are kept for validation here.
+# Number of training and validation characters in the character split. All others are test characters. Vinyals et al.
+# (2016) and Finn et al. (2017) train on 1200 and test on 423. Here, 100 of the 1200 are used for validation.
 TRAIN, VALIDATION = 1100, 100
 
-# Alphabet split: validation takes the five smallest background alphabets, 81 characters, as Meta-Dataset does
-# (Triantafillou et al., 2020).
+# Validation alphabets of the alphabet split: the five smallest background alphabets, with 81 characters, as in
+# Meta-Dataset (Triantafillou et al., 2020).
 VALIDATION_ALPHABETS = (
     "Alphabet_of_the_Magi",
     "Blackfoot_(Canadian_Aboriginal_Syllabics)",
@@ -36,19 +36,21 @@ VALIDATION_ALPHABETS = (
     "Tagalog",
 )
 
-# Part of the name of the processed files: raise it when what they hold changes.
+# Part of the names of the processed files. Increase it when the contents of these files change.
 FORMAT = 1
 
 
 def load(root: str | None = None, split: str = "characters") -> LabelledImages:
-    """All 32,460 drawings, (N, 1, 28, 28) with ink 255 on 0; classes are named "Alphabet/characterNN".
+    """Return all 32,460 drawings, (N, 1, 28, 28), with ink 255 on background 0. Classes are "Alphabet/characterNN".
 
-    root: a folder with images_background.zip and images_evaluation.zip, or with these unpacked; null downloads both
-    (14 MB) into the user's cache folder and verifies them. The processed images are kept there too.
-    split: "characters": 1100 training, 100 validation and 423 test characters, whatever their alphabets;
-    "alphabets": whole alphabets, 883, 81 and 659 characters: the evaluation archive is the test split.
-    Both are fixed; no seed changes them.
-    Raises InputError if a file cannot be had, is damaged or is not the whole of Omniglot, or if there is no such split.
+    root: a folder with images_background.zip and images_evaluation.zip, or with the unpacked archives. None: download
+        both (14 MB) to the user's cache folder and verify them. The processed images are cached in the same folder.
+    split: "characters": 1100 training, 100 validation and 423 test characters, whatever their alphabets. "alphabets":
+        whole alphabets, with 883, 81 and 659 characters; the evaluation archive is the test split. Both are fixed and
+        do not depend on a seed.
+
+    Raises InputError if a file cannot be downloaded or read, is damaged, or is not the complete Omniglot, or if there
+    is no such split.
     """
     if split not in ("characters", "alphabets"):
         raise InputError(f"data.split={split}: choose characters or alphabets")
@@ -65,7 +67,7 @@ def load(root: str | None = None, split: str = "characters") -> LabelledImages:
 
 
 def find(root: str, archive: str) -> Path:
-    """The folder `archive` or the file `archive`.zip in the folder `root`; InputError if there is neither."""
+    """Return the folder `archive` or the file `archive`.zip in the folder `root`. Raises InputError if neither exists."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise InputError(f"data.root={root}: there is no such folder")
@@ -77,20 +79,22 @@ def find(root: str, archive: str) -> Path:
 
 
 def parse(archive: str, source: Path) -> tuple[tuple[str, ...], np.ndarray]:
-    """The characters of one archive, a zip file or the same unpacked, however many there are.
+    """Return the names and the drawings of all characters of one archive. Any number of characters is accepted.
 
-    Returns their names "Alphabet/characterNN", sorted, and their drawings, (characters, drawings, 28, 28) uint8 with
-    ink 255. Raises InputError naming the file that cannot be read, or the character with too few or too many drawings.
+    archive: its name. source: the zip file or the unpacked folder. The names are "Alphabet/characterNN", sorted. The
+    drawings are (characters, drawings, 28, 28) uint8 with ink 255.
+    Raises InputError, with its name, for a file that cannot be read and for a character with too few or too many
+    drawings.
     """
     drawings: dict[str, dict[str, np.ndarray]] = {}
-    # The folder `archive` is within the zip file, and is itself the source where it was unpacked.
+    # Paths in the zip file start with the folder `archive`. If it is unpacked, that folder is the source itself.
     pattern = re.compile(rf"(?:{archive}/)?([^/]+/character\d+)/(\d+_\d+)\.png")
     found = [match for match in map(pattern.fullmatch, listing(source)) if match]
     for match, data in zip(found, read(source, [match[0] for match in found]), strict=True):
         drawings.setdefault(match[1], {})[match[2]] = _drawing(data, f"{source}: {match[0]}")
     if not drawings:
         raise InputError(
-            f"{source} is not that part of Omniglot: it holds no {archive}/ALPHABET/characterNN/IIII_DD.png"
+            f"{source} is not the {archive} part of Omniglot: it holds no {archive}/ALPHABET/characterNN/IIII_DD.png"
         )
     for name, images in drawings.items():
         if len(images) != DRAWINGS:
@@ -119,11 +123,11 @@ def _drawing(data: bytes, origin: str) -> np.ndarray:
 
 
 def _download(archive: str) -> Path:
-    otherwise = (
-        f"Without a network, put {BACKGROUND}.zip and {EVALUATION}.zip in a folder and say data.root=FOLDER; "
+    advice = (
+        f"Without a network, put {BACKGROUND}.zip and {EVALUATION}.zip in a folder and set data.root=FOLDER; "
         "data=glyphs needs no download."
     )
-    return fetch(f"{URL}{archive}.zip", MD5[archive], cache_folder("omniglot"), otherwise)
+    return fetch(f"{URL}{archive}.zip", MD5[archive], cache_folder("omniglot"), advice)
 
 
 def _alphabets(classes: tuple[str, ...], background: int) -> dict[Split, np.ndarray]:

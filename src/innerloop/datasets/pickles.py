@@ -1,4 +1,4 @@
-"""Pickles that data sets come in, read without trusting them."""
+"""A safe reader for the pickles that data sets are distributed in."""
 
 import pickle
 from typing import IO, Any
@@ -9,31 +9,33 @@ from innerloop.episodes import InputError
 
 
 def load(file: IO[bytes], origin: str) -> dict[str, Any]:
-    """A pickled dictionary of arrays, lists, numbers and strings. Keys are text, strings of Python 2 are bytes.
+    """Return a pickled dictionary of arrays, lists, numbers and strings.
 
-    A pickle may name any function and have it called, and these files are handed from one person to the next: so
-    nothing can be named here but what puts arrays together. Raises InputError with `origin` for all other pickles.
+    Keys are returned as str. Values that Python 2 wrote as str are returned as bytes.
+
+    A pickle can name any function to be called when it is loaded, and these files come from unknown people. So only the
+    functions that rebuild arrays are allowed. Raises InputError with `origin`, the path, for all other pickles.
     """
     try:
         content = _Unpickler(file, encoding="bytes").load()
-    except Exception as error:  # of any type: a damaged pickle raises what its instructions run into
-        raise InputError(f"{origin} is not a whole pickle of arrays: {type(error).__name__}: {error}") from error
+    except Exception as error:  # a damaged pickle can raise any exception
+        raise InputError(f"{origin} is not a complete pickle of arrays: {type(error).__name__}: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{origin} holds a {type(content).__name__}, there should be a dictionary")
     return {text(key): value for key, value in content.items()}
 
 
 def text(name: Any) -> str:
-    """A key or a name, whichever Python wrote it."""
+    """Return a key or a name as str, whether Python 2 or Python 3 wrote it."""
     return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
 
 
 def _dtype(kind: Any, align: Any = False, copy: Any = False) -> np.dtype:
-    # Python 2 wrote numbers for the two flags, of which numpy 2.4 warns.
+    # Python 2 wrote the two flags as numbers, and numpy 2.4 warns if they are not bool.
     return np.dtype(kind, bool(align), bool(copy))
 
 
-# What numpy's own pickles name, in each of its versions.
+# The functions that pickled arrays name, for every version of numpy.
 _ARRAYS: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): _dtype,

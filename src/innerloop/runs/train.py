@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,7 +20,7 @@ from innerloop.devices.processes import all_ranks, run_as_rank
 from innerloop.devices.ranks import check_launch, is_first
 from innerloop.errors import InputError, Pruned, Stopped
 from innerloop.runs.build import Parts, build
-from innerloop.runs.callbacks import Histograms, Session
+from innerloop.runs.callbacks import Histograms, RunCheckpoint, Session
 from innerloop.runs.checks import check, check_recipe
 from innerloop.runs.command import remove_empty
 from innerloop.runs.config import CONFIG, logger_settings, resumed_config, to_plain
@@ -160,7 +160,7 @@ def test_and_report(cfg: DictConfig, run_dir: Path, parts: Parts, trainer: Train
 
 def checkpoints(run_dir: Path, tasks: Tasks) -> list[Callback]:
     """Return the callbacks that write best.ckpt and last.ckpt, which every run has."""
-    best = ModelCheckpoint(
+    best = RunCheckpoint(
         run_dir / "checkpoints",
         filename="best",
         monitor=f"val/{tasks.metric}",
@@ -169,7 +169,7 @@ def checkpoints(run_dir: Path, tasks: Tasks) -> list[Callback]:
         auto_insert_metric_name=False,
     )
     # Not save_last=True of the other callback: Lightning (2.6) then writes last.ckpt only when the best improves.
-    latest = ModelCheckpoint(run_dir / "checkpoints", filename="last", enable_version_counter=False)
+    latest = RunCheckpoint(run_dir / "checkpoints", filename="last", enable_version_counter=False)
     return [best, latest]
 
 

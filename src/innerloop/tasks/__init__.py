@@ -1,4 +1,4 @@
-"""Task families: distributions over episodes with their loss, their metrics and, where it is known, their oracle."""
+"""Task families: distributions over episodes with a loss, metrics and, if it is known, the Bayes prediction."""
 
 from innerloop.tasks.base import Classification, Regression, Tasks
 from innerloop.tasks.hyperplane import Hyperplane

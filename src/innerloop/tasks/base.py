@@ -1,4 +1,4 @@
-"""What a task family is: a distribution over episodes that owns its loss and its metrics."""
+"""Base classes of task families. A family is a distribution over episodes with a loss and metrics."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from innerloop.episodes import InputError, MetaBatch, Samples, Split, Weights, a
 class Tasks(ABC):
     """A distribution over tasks.
 
-    input_shape: the shape of one x. output_size: how many numbers the net gives for one x.
-    metric: the name of the number that people compare, one of the keys that `metrics` returns.
-    varied_ways: whether tasks may have only the first few of `output_size` classes.
+    input_shape: shape of one x. output_size: number of outputs of the net for one x.
+    metric: name of the metric that runs are compared by, one of the keys that `metrics` returns.
+    varied_ways: True if some tasks may have only the first few of the `output_size` classes.
     """
 
     input_shape: tuple[int, ...]
@@ -28,29 +28,31 @@ class Tasks(ABC):
 
     @abstractmethod
     def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> MetaBatch:
-        """A meta-batch with one episode for each random stream, each a function of its own stream alone.
+        """Return a meta-batch with one episode per random stream. Each episode depends on its own stream only.
 
-        Stacked if all tasks of the family have one shape, else a list, whatever the shapes of those at hand.
+        The meta-batch is stacked if all tasks of the family have the same shape. Otherwise it is a list, even if the
+        drawn tasks happen to have the same shape.
         """
 
     def pooled(self) -> "tuple[Tasks, int | None]":
-        """The family for ordinary supervised training on all tasks at once, and the outputs that needs.
+        """Return the family for ordinary supervised training on all tasks at once, and the number of outputs needed.
 
-        Training labels then mean the same in every task; None: they do so already, and the net's own outputs fit.
+        In the returned family, a training label has the same meaning in every task. The number is None if this family
+        has that property already; then the net's own outputs fit.
         """
         return self, None
 
     @abstractmethod
     def loss(self, net: nn.Module, weights: Weights, samples: Samples) -> Tensor:
-        """The scalar that a task's weights are fitted by, differentiable in `weights`."""
+        """Return the scalar loss that a task's weights are fitted to. It is differentiable in `weights`."""
 
     @abstractmethod
     def metrics(self, net: nn.Module, weights: Weights, samples: Samples) -> dict[str, Tensor]:
-        """Named scalars to report for one task, `metric` among them."""
+        """Return named scalars to report for one task. One of the names is `metric`."""
 
 
 class Regression(Tasks):
-    """Real targets and the mean squared error. y: (n, output_size)."""
+    """Tasks with real targets and the mean squared error. y: (n, output_size)."""
 
     metric = "mse"
     higher_is_better = False
@@ -63,7 +65,10 @@ class Regression(Tasks):
 
 
 class Classification(Tasks):
-    """Class ids and the cross-entropy; with `output_size` 1 the logistic loss on one logit. y: (n,) int64."""
+    """Tasks with class ids and the cross-entropy. y: (n,) int64.
+
+    If `output_size` is 1, the loss is the logistic loss on a single logit.
+    """
 
     metric = "accuracy"
     higher_is_better = True
@@ -83,17 +88,17 @@ class Classification(Tasks):
 
 
 def predict_class(logits: Tensor) -> Tensor:
-    """Class ids (n,) from logits (n, classes), or from a single logit (n, 1)."""
+    """Return class ids (n,) for logits (n, classes), or for a single logit (n, 1)."""
     return (logits.squeeze(-1) > 0).long() if logits.shape[-1] == 1 else logits.argmax(-1)
 
 
 def positive(**sizes: float) -> None:
-    """InputError unless every named size is above zero."""
+    """Raise InputError unless every size is above zero. sizes: name -> value."""
     for name, value in sizes.items():
         if not value > 0:
             raise InputError(f"{name} must be above zero, got {value}")
 
 
 def tensor(values: np.ndarray) -> Tensor:
-    """A float32 tensor of the same values."""
+    """Return a float32 tensor of the same values."""
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))

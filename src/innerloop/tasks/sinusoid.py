@@ -1,4 +1,4 @@
-"""Sine waves, the regression tasks of MAML (Finn, Abbeel and Levine, 2017, section 5.1)."""
+"""Sine waves: the regression tasks of MAML (Finn, Abbeel and Levine, 2017, section 5.1)."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -10,12 +10,12 @@ from innerloop.tasks.base import Regression, positive, tensor
 
 
 class Sinusoid(Regression):
-    """y = A sin(x - phase) without noise; A ~ U[0.1, 5], phase ~ U[0, pi] (radians), x ~ U[-5, 5].
+    """Sine waves y = A sin(x - phase) without noise; A ~ U[0.1, 5], phase ~ U[0, pi] (radians), x ~ U[-5, 5].
 
-    x: (n, 1). y: (n, 1). The splits are disjoint streams of one distribution: amplitudes and phases are continuous, so
-    no task comes twice.
+    x: (n, 1). y: (n, 1). The splits are disjoint random streams of one distribution. Amplitudes and phases are
+    continuous, so no task occurs twice.
 
-    shots, queries: support and query points of an episode. InputError unless both are above zero.
+    shots, queries: number of support and query points per episode. Raises InputError unless both are above zero.
     """
 
     x_range: ClassVar[tuple[float, float]] = (-5.0, 5.0)
@@ -28,26 +28,32 @@ class Sinusoid(Regression):
         self.input_shape, self.output_size = (1,), 1
 
     def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> Episode:
-        # One call to each stream, arithmetic over the whole batch: creating the stream costs more than all the rest.
+        # One call per stream and arithmetic on the whole batch: together they cost less than creating the streams.
         uniform = np.empty((len(rngs), 2 + self.shots + self.queries))
         for rng, row in zip(rngs, uniform, strict=True):
             rng.random(out=row)
         amplitude = between(self.amplitudes, uniform[:, :1])
         phase = between(self.phases, uniform[:, 1:2])
-        # Targets belong to the inputs as the learner sees them, in float32.
+        # Targets are computed from the float32 inputs, because these are what the learner sees.
         x = between(self.x_range, uniform[:, 2:]).astype(np.float32)
         y = amplitude * np.sin(x - phase)
         return split_points(x[..., None], y[..., None], self.shots)
 
 
 def between(bounds: tuple[float, float] | np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """Numbers uniform in [0, 1) as numbers uniform between a low and a high bound, or one such pair for each."""
+    """Return numbers that are uniform between a low and a high bound, from numbers that are uniform in [0, 1).
+
+    bounds: one pair (low, high) for all numbers, or an array (2, n) with a pair for each.
+    """
     low, high = bounds
     return low + (high - low) * uniform
 
 
 def split_points(x: np.ndarray, y: np.ndarray, shots: int) -> Episode:
-    """Points (tasks, n, features) and targets (tasks, n, targets) as episodes: the first `shots` points are support."""
+    """Return points (tasks, n, features) and targets (tasks, n, targets) as a meta-batch.
+
+    The first `shots` points of each task are support points, the others are query points.
+    """
     return Episode(
         Samples(tensor(x[:, :shots]), tensor(y[:, :shots])),
         Samples(tensor(x[:, shots:]), tensor(y[:, shots:])),

@@ -1,6 +1,7 @@
 """Lightning callbacks of a run: progress, the session around the training steps, diagnostics, early ends."""
 
 from innerloop.runs.callbacks.averaging import StochasticWeightAveraging
+from innerloop.runs.callbacks.checkpoints import RunCheckpoint
 from innerloop.runs.callbacks.debugging import InnerDiagnostics, LossMustFall
 from innerloop.runs.callbacks.distributions import Histograms, InnerRates
 from innerloop.runs.callbacks.progress import Progress
@@ -14,6 +15,7 @@ __all__ = [
     "LossMustFall",
     "Progress",
     "Pruning",
+    "RunCheckpoint",
     "Session",
     "StochasticWeightAveraging",
 ]

@@ -224,7 +224,7 @@ def test_a_bad_download_leaves_nothing_to_be_taken_for_whole(damage: str, server
     else:
         del server.files[name]
     for _ in range(2):
-        with pytest.raises(InputError, match=r"could not be fetched .* data\.root="):
+        with pytest.raises(InputError, match=r"could not be downloaded .* data\.root="):
             cifar_fs.load()
         assert list(cache.iterdir()) == []
     server.files, server.cut = good, 0
@@ -249,14 +249,14 @@ def test_roots_that_are_not_cifar100(
     # Cut anywhere, the compressed stream or the stream within.
     plain = gzip.decompress(archive)
     for share in (0.001, 0.2, 0.6, 0.9):
-        refused(archive[: int(share * len(archive))], r"not (the whole of cifar-100|a whole pickle)")
-        refused(gzip.compress(plain[: int(share * len(plain))], 1), r"not (the whole of cifar-100|a whole pickle)")
-    refused(b"", "not the whole of cifar-100")
-    refused(b"<html>moved</html>", "not the whole of cifar-100")
+        refused(archive[: int(share * len(archive))], r"not (a complete cifar-100|a valid pickle)")
+        refused(gzip.compress(plain[: int(share * len(plain))], 1), r"not (a complete cifar-100|a valid pickle)")
+    refused(b"", "not a complete cifar-100")
+    refused(b"<html>moved</html>", "not a complete cifar-100")
     for name in files:
         refused(tarred({n: data for n, data in files.items() if n != name}), f"it lacks {name}")
-        refused(tarred({**files, name: files[name][:-50]}), f"{name} is not a whole pickle")
-        refused(tarred({**files, name: b"a text"}), f"{name} is not a whole pickle")
+        refused(tarred({**files, name: files[name][:-50]}), f"{name} is not a valid pickle")
+        refused(tarred({**files, name: b"a text"}), f"{name} is not a valid pickle")
         refused(tarred({**files, name: python2([1, 2])}), f"{name} holds a list, there should be a dictionary")
         refused(tarred({**files, name: python2({})}), "not CIFAR-100: KeyError")
     good = part(PARTS["test"], 1)
@@ -328,7 +328,7 @@ def test_pickles_can_do_nothing_but_hold_arrays(protocol: int, tmp_path: Path) -
         Evil(np.save, str(made), [1]),
     ):
         data = pickle.dumps({"data": evil}, protocol)
-        with pytest.raises(InputError, match=r"a\.pkl is not a whole pickle of arrays: .* it names \w+\.\w+"):
+        with pytest.raises(InputError, match=r"a\.pkl is not a valid pickle of arrays: .* it names \w+\.\w+"):
             pickles.load(io.BytesIO(data), "a.pkl")
         assert list(tmp_path.iterdir()) == []
         pickle.loads(data)  # the danger is real

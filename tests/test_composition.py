@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from innerloop.adaptation import Adaptation, Chain, Generate, GradientSteps, Identity
 from innerloop.episodes import Episode, InputError, Samples, Weights, weights_of
 from innerloop.learners import MAML, Hybrid, HyperNet
-from innerloop.learners.hypernet import task_relation_model
+from innerloop.learners.task_relation import TaskRelation
 from innerloop.nets import MLP, Conv4, Generator, SetEncoder
 from innerloop.nets.generator import ChunkedWriter
 
@@ -33,7 +33,7 @@ def episode(float64: None) -> Episode:
 def generate(net: nn.Module, encoder: str = "attention", zero: bool = False, writes: str = "auto") -> Generate:
     """A hypernetwork; unless `zero`, one that writes something."""
     torch.manual_seed(1)
-    made = task_relation_model(net, encoder, 8, writes)
+    made = TaskRelation(encoder, 8, writes).model(net)
     if not zero:
         randomise(made)
     return made
@@ -299,7 +299,7 @@ def test_hyperfan_in_behind_the_encoder_keeps_activations_even(encoder: str) -> 
     torch.manual_seed(0)
     net = MLP(4, [64] * 6, 1)
     batch = regression_batch(tasks=20, shots=10, queries=10, size=4)
-    g = task_relation_model(net, encoder, 64, "all", None, "hyperfan_in")
+    g = TaskRelation(encoder, 64, "all", None, "hyperfan_in").model(net)
     episodes = [task(batch, i) for i in range(20)]
     curve = mean_over([activations(net, g(net, weights_of(net), e.support), e.query.x) for e in episodes])
     assert 0.1 < curve[-1] / curve[0] < 10
@@ -308,7 +308,7 @@ def test_hyperfan_in_behind_the_encoder_keeps_activations_even(encoder: str) -> 
 def test_hyperfan_in_drops_theta_and_zero_keeps_it(net: MLP, episode: Episode) -> None:
     shifted = {name: w + 1 for name, w in weights_of(net).items()}
     for init, moves in (("zero", 1.0), ("hyperfan_in", 0.0)):
-        g = task_relation_model(net, "deepsets", 8, "all", None, init)
+        g = TaskRelation("deepsets", 8, "all", None, init).model(net)
         here, there = (g(net, theta, episode.support) for theta in (weights_of(net), shifted))
         for name, w in here.items():
             torch.testing.assert_close(there[name] - w, torch.full_like(w, moves))
@@ -329,7 +329,7 @@ def test_hyperfan_in_drops_theta_and_zero_keeps_it(net: MLP, episode: Episode) -
 )
 def test_bad_settings_say_what_is_possible(settings: dict, named: str, net: MLP) -> None:
     with pytest.raises(InputError, match=named):
-        task_relation_model(net, **settings)
+        TaskRelation(**settings).model(net)
 
 
 def test_writes_choose_the_weights_that_are_written() -> None:

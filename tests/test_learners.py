@@ -16,7 +16,7 @@ from innerloop.adaptation import Chain, Generate, GradientSteps
 from innerloop.episodes import Episode, Samples, Weights
 from innerloop.errors import DivergedError
 from innerloop.learners import MAML, Hybrid, HyperNet, MetaLearner
-from innerloop.learners.hypernet import TwoPart
+from innerloop.learners.hypernet import RelationLearner
 from innerloop.nets import MLP, Conv4, Generator, Linear
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -51,7 +51,7 @@ class SignedMean(nn.Module):
         return ((2.0 * y - 1).unsqueeze(-1) * x).mean(0)
 
 
-def two_part(steps: int, **outer: Any) -> TwoPart:
+def two_part(steps: int, **outer: Any) -> RelationLearner:
     """Hybrid, or without inner steps the hypernetwork learner, with a generator that can be worked by hand."""
     torch.manual_seed(0)
     net = Linear(2, 1)
@@ -59,7 +59,8 @@ def two_part(steps: int, **outer: Any) -> TwoPart:
     generate = Generate(SignedMean(), Generator(shapes, 2))  # type: ignore[arg-type]
     randomise(generate, scale=0.5)
     adaptation = Chain(generate, GradientSteps(logistic, steps, 0.7)) if steps else generate
-    return TwoPart(net, logistic, adaptation, generate, optimizer="sgd", outer_lr=0.3, generator_lr=0.9, **outer)
+    settings = {"optimizer": "sgd", "outer_lr": 0.3, "generator_lr": 0.9} | outer
+    return RelationLearner(net, logistic, adaptation, generate, **settings)
 
 
 def meta_batch(tasks: int = 3, seed: int = 0) -> Episode:
@@ -110,7 +111,7 @@ def by_hand(batch: Episode, theta: Array, phi: Array, steps: int, alternating: b
     return theta - outer_theta * np.mean(pulled, 0), phi
 
 
-def parameters_of(learner: TwoPart) -> tuple[Array, Array]:
+def parameters_of(learner: RelationLearner) -> tuple[Array, Array]:
     head, writer = learner.net.head, learner.generate.generator.writer
     theta = np.append(head.weight.detach().numpy()[0], head.bias.detach().numpy())
     phi = np.concatenate([writer.weight.detach().numpy(), writer.bias.detach().numpy()[:, None]], 1)
@@ -136,12 +137,12 @@ def test_one_iteration_equals_the_one_worked_by_hand(steps: int, update: str, en
 class Spy(Callback):
     """The state of a two-part learner each time that an objective is first asked for."""
 
-    def __init__(self, learner: TwoPart) -> None:
+    def __init__(self, learner: RelationLearner) -> None:
         self.seen: list[tuple[str, Array, Array]] = []
         for name in ("support_objective", "query_objective"):
             setattr(learner, name, self.watch(learner, name))
 
-    def watch(self, learner: TwoPart, name: str) -> Any:
+    def watch(self, learner: RelationLearner, name: str) -> Any:
         real = getattr(learner, name)
 
         def objective(episode: Episode) -> Any:
@@ -155,8 +156,7 @@ class Spy(Callback):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_phases_of_the_alternating_update(optimizer: str) -> None:
     """Phase 1 leaves theta bit-identical; the tasks adapt, and theta moves, with the new phi; phi then stays."""
-    learner = two_part(1, update="alternating", weight_decay=0.1)
-    learner.optimizer = optimizer
+    learner = two_part(1, update="alternating", weight_decay=0.1, optimizer=optimizer)
     theta, phi = parameters_of(learner)
     spy = Spy(learner)
     fit(learner, [meta_batch(seed=s) for s in range(3)])

@@ -153,7 +153,7 @@ def test_a_bad_download_leaves_nothing_to_be_taken_for_whole(damage: str, server
     else:
         del server.files[name]
     for _ in range(2):
-        with pytest.raises(InputError, match=r"could not be fetched .* data\.root="):
+        with pytest.raises(InputError, match=r"could not be downloaded .* data\.root="):
             omniglot.load()
         left = sorted(p.name for p in cache.iterdir() if p.suffix != ".npz")
         assert left == ([] if damage == "cut" else ["images_background.zip"])
@@ -163,7 +163,7 @@ def test_a_bad_download_leaves_nothing_to_be_taken_for_whole(damage: str, server
 
 def test_no_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(omniglot, "URL", "http://127.0.0.1:9/")
-    with pytest.raises(InputError, match=r"could not be fetched .* data\.root="):
+    with pytest.raises(InputError, match=r"could not be downloaded .* data\.root="):
         omniglot.load()
 
 
@@ -262,7 +262,7 @@ def test_roots_that_are_not_omniglot(root: Path, parts: dict[str, dict[str, byte
     file.unlink()
     refused(r"neither images_evaluation\.zip nor a folder images_evaluation is there")
     file.write_bytes(good[: len(good) // 2])
-    refused(r"images_evaluation\.zip is not a whole zip file")
+    refused(r"images_evaluation\.zip is not a valid zip file")
     broken = bytearray(good)
     at = good.index(b"IDAT") + 8
     broken[at : at + 40] = bytes(40)

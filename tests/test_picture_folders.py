@@ -137,7 +137,7 @@ def test_classes_may_bear_the_names_of_splits(tmp_path: Path) -> None:
         ({**TEN, "e/1.png": TEN["e/1.png"][:60]}, r"e/1\.png is not a readable PNG"),
         ({**TEN, "e/1.jpg": b"<html>"}, r"e/1\.jpg is not a readable JPG"),
         ({**TEN, "e/1.jpg": plain("x.jpg", (90, 90))[:-400]}, r"e/1\.jpg is not a readable JPG"),
-        ({**TEN, "e/1.png": encoded(Image.new("I;16", (5, 5), 700))}, r"e/1\.png has more than 8 bits a pixel"),
+        ({**TEN, "e/1.png": encoded(Image.new("I;16", (5, 5), 700))}, r"e/1\.png has more than 8 bits per channel"),
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
@@ -159,11 +159,11 @@ def test_roots_and_settings_that_cannot_be(tmp_path: Path) -> None:
         folder.load(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"data=folder needs data\.root"):
         folder.load()
-    with pytest.raises(InputError, match=r"0\.png is not a whole zip file"):
+    with pytest.raises(InputError, match=r"0\.png is not a valid zip file"):
         folder.load(str(root / "a" / "0.png"))
     whole = zipped(TEN, tmp_path / "own.zip").read_bytes()
     (tmp_path / "own.zip").write_bytes(whole[:-100])
-    with pytest.raises(InputError, match=r"own\.zip is not a whole zip file"):
+    with pytest.raises(InputError, match=r"own\.zip is not a valid zip file"):
         folder.load(str(tmp_path / "own.zip"))
     with pytest.raises(InputError, match=r"data\.channels=4: choose 1 for grey or 3 for colour"):
         folder.load(str(root), channels=4)
@@ -318,7 +318,7 @@ def test_roots_that_are_not_mini_imagenet(small: Path, cache: Path) -> None:
             mini_imagenet.load(None if root is None else str(root))
         assert not cache.exists(), "a later run must not find a part"
 
-    refused(r"no public download: say data\.root=FOLDER", None)
+    refused(r"no public download: set data\.root=FOLDER", None)
     refused(r"data\.root=.*: there is no such folder\. mini-ImageNet has no public", small / "nowhere")
     refused("neither the three pickles nor the three lists")
     write_lists(small)
@@ -351,15 +351,15 @@ def test_roots_that_are_not_mini_imagenet(small: Path, cache: Path) -> None:
     content = pickle.loads(data)
     for broken in (b"", b"a text", data[:1000], data[:-100]):
         file.write_bytes(broken)
-        refused(r"cache-val\.pkl is not a whole pickle")
+        refused(r"cache-val\.pkl is not a valid pickle")
     members = content["class_dict"]
     for wrong, message in (
         ({}, "KeyError"),
         ({**content, "image_data": content["image_data"][:, :80]}, r"images of shape \(12, 80, 84, 3\)"),
         ({**content, "image_data": content["image_data"] / 255}, "float64"),
-        ({**content, "class_dict": {**members, "n00000004": [0, 0, 99]}}, "do not take every image once"),
+        ({**content, "class_dict": {**members, "n00000004": [0, 0, 99]}}, "do not contain every image exactly once"),
         ({**content, "class_dict": [1]}, "AttributeError"),
-        ({"data": content["image_data"], "labels": [0, 1]}, "do not take every image once"),
+        ({"data": content["image_data"], "labels": [0, 1]}, "do not contain every image exactly once"),
     ):
         file.write_bytes(pickle.dumps(wrong))
         refused(rf"cache-val\.pkl is no part of mini-ImageNet: .*{message}")

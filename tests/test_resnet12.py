@@ -7,7 +7,7 @@ from test_meta_gradient import ENGINES, close, directional_check, in_engine, lea
 from torch import nn
 
 from innerloop.episodes import InputError, features, weights_of
-from innerloop.learners.hypernet import task_relation_model
+from innerloop.learners.task_relation import TaskRelation
 from innerloop.nets import Conv4, ResNet12
 
 TINY = (2, 3, 3, 4)
@@ -64,7 +64,7 @@ def test_a_block_is_what_its_papers_draw() -> None:
 
 def test_film_finds_every_norm() -> None:
     net = ResNet12((1, 17, 17), 3, TINY)
-    written = {*task_relation_model(net, writes="film", width=8).generator.whole}
+    written = {*TaskRelation(writes="film", width=8).model(net).generator.whole}
     norms = {name for name, module in net.named_modules() if type(module).__name__ == "BatchNorm"}
     assert len(norms) == 16
     assert written == {f"{name}.{kind}" for name in norms for kind in ("weight", "bias")}

@@ -35,7 +35,7 @@ class Episode(NamedTuple):
 
 
 MetaBatch = Episode | list[Episode]
-"""Several tasks: one stacked episode with a leading dimension of tasks, or a list of single tasks of any shapes."""
+"""Several tasks: one stacked episode with a leading dimension of tasks, or a list of tasks whose shapes may differ."""
 
 
 Loss = Callable[[nn.Module, Weights, Samples], Tensor]
@@ -90,8 +90,9 @@ def weights_of(net: nn.Module) -> Weights:
 def episode_rng(seed: int, split: Split, index: int) -> np.random.Generator:
     """Return the random stream of one episode: a pure function of (seed, split, index), distinct for distinct triples.
 
-    Philox is a counter-based generator (Salmon et al., 2011). Its key is the seed and the split, the third word of its
-    counter is the index, so no two episodes overlap before 2**128 draws. Raises InputError for a negative seed or index.
+    Philox is a counter-based generator (Salmon et al., 2011). Its key is the seed and the split, and the third word of
+    its counter is the index. So no two episodes overlap before 2**128 draws. Raises InputError for a negative seed or
+    index.
     """
     if seed < 0 or index < 0:
         raise InputError(f"seed and episode index must not be negative, got seed={seed}, index={index}")

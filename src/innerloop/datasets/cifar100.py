@@ -26,7 +26,7 @@ CLASSES = 100
 PARTS = {"train": 500, "test": 100}
 SIZE = 32
 
-# Part of the name of the processed file. Increase it when the contents of this file change.
+# Part of the name of the processed file. Increase it when that file's contents change.
 FORMAT = 1
 
 
@@ -52,13 +52,17 @@ def load(root: str | None, splits: Mapping[Split, Collection[str]]) -> LabelledI
         classes=tuple(name for name, _ in classes),
         counts=np.full(len(classes), sum(PARTS.values())),
         splits=named_splits(
-            source, [(split_of[name if name in split_of else superclass], name) for name, superclass in classes]
+            source,
+            [(split_of[name] if name in split_of else split_of[superclass], name) for name, superclass in classes],
         ),
     )
 
 
 def find(root: str) -> Path:
-    """Return the archive or the folder with its three files, at or in `root`. Raises InputError if there is neither."""
+    """Return the path of the archive or of the folder with its three files. It is `root` itself or in `root`.
+
+    Raises InputError if there is neither.
+    """
     path = Path(root).expanduser()
     if not path.exists():
         raise InputError(f"data.root={root}: there is no such file or folder")
@@ -69,9 +73,12 @@ def find(root: str) -> Path:
 
 
 def parse(source: Path) -> dict[str, np.ndarray]:
-    """Return images, (N, 3, 32, 32) uint8 sorted by class; and classes and superclasses, (100,), the names of each.
+    """Return the arrays to cache, by name.
 
-    Raises InputError, naming the file, if it cannot be read or its contents are not those of CIFAR-100.
+    images: (N, 3, 32, 32) uint8, sorted by class. classes: (100,), name of each class. superclasses: (100,), name of
+    each class's superclass.
+
+    Raises InputError, naming the cause, if a file cannot be read or its contents are not those of CIFAR-100.
     """
     contents = _unpack(source)
     try:

@@ -20,9 +20,9 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 
 
 def fetch(url: str, md5: str, folder: Path, advice: str) -> Path:
-    """Return the path in `folder` of the file at `url`. Download it unless it is there already; verify it in both cases.
+    """Download `url` to `folder`, unless the file is there already. Verify it in both cases and return its path.
 
-    Raises InputError, whose message ends with `advice`, if this fails. Then no partial file is left under the name.
+    Raises InputError, whose message ends with `advice`, if this fails. No partial file is left under its name then.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,11 +99,14 @@ def _open_zip(file: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     # RuntimeError: an entry is encrypted, or compressed by a method that Python does not support.
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error) as error:
-        raise InputError(f"{file} is not a complete zip file: {error}") from error
+        raise InputError(f"{file} is not a valid zip file: {error}") from error
 
 
 def decode(data: bytes, origin: str) -> Image.Image:
-    """Return the fully decoded image. origin: its path, for the InputError that is raised if it is broken."""
+    """Return the fully decoded image.
+
+    origin: path of the image, for error messages. Raises InputError if the image is broken.
+    """
     try:
         image = Image.open(io.BytesIO(data))
         image.load()

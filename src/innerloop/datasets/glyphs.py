@@ -63,7 +63,7 @@ SAME = 0.9
 CANVAS = 3 * SIZE
 POINTS = 60
 
-# Part of the name of the cached file. Increase it when the contents of this file change.
+# Part of the name of the cached file. Increase it when that file's contents change.
 FORMAT = 1
 
 
@@ -91,7 +91,10 @@ def load(cache: str | None = None) -> LabelledImages:
 
 
 def draw_all() -> dict[str, np.ndarray]:
-    """Return names, (classes,) like "U+0041 LATIN CAPITAL LETTER A", and images, (classes, 20, 28, 28) uint8."""
+    """Return the arrays to cache, by name.
+
+    names: (classes,), such as "U+0041 LATIN CAPITAL LETTER A". images: (classes, 20, 28, 28) uint8.
+    """
     faces, fonts = _faces(), {}
     for character in _characters():
         inked = [font for font, known in faces if character in known and font.getmask(character).getbbox()]
@@ -105,7 +108,10 @@ def draw_all() -> dict[str, np.ndarray]:
 
 
 def _distinct(fonts: dict[str, list[ImageFont.FreeTypeFont]]) -> list[str]:
-    """Return the characters that, in the first and plainest of their faces, look like no character kept before them."""
+    """Return the characters without those that look like an earlier one.
+
+    Characters are compared in the first of their faces, which is the plainest.
+    """
     plain = np.stack([_render(faces[0], character) for character, faces in fonts.items()]).astype(np.float32)
     plain = plain.reshape(len(plain), -1)
     plain -= plain.mean(axis=1, keepdims=True)
@@ -120,7 +126,7 @@ def _distinct(fonts: dict[str, list[ImageFont.FreeTypeFont]]) -> list[str]:
 
 
 def _characters() -> Iterator[str]:
-    """Yield letters, digits, punctuation and symbols without those composed of others (accents, ligatures, superscripts)."""
+    """Yield letters, digits, punctuation and symbols, none composed of others (accents, ligatures, superscripts)."""
     for first, last in BLOCKS:
         for character in map(chr, range(first, last + 1)):
             category = unicodedata.category(character)
@@ -145,7 +151,7 @@ def _faces() -> list[tuple[ImageFont.FreeTypeFont, set[str]]]:
 
 
 def _renderings(fonts: list[ImageFont.FreeTypeFont], character: str) -> np.ndarray:
-    """Return 20 renderings (20, 28, 28) uint8. They do not depend on what else is drawn: each character has its own seed."""
+    """Return 20 renderings (20, 28, 28) uint8. The random stream depends on the character only, not on the others."""
     rng = np.random.Generator(np.random.Philox(key=ord(character)))
     order = rng.random(len(fonts)).argsort()
     images = []

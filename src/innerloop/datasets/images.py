@@ -55,7 +55,7 @@ class LabelledImages:
         if (uses > 1).any():
             raise InputError(f"class {ids[uses > 1][0]} is in more than one place of the splits; they must be disjoint")
         if ids.size and not 0 <= ids[0] <= ids[-1] < len(self.classes):
-            raise InputError(f"the splits use class ids {ids[0]} to {ids[-1]}, but there are {len(self.classes)} classes")
+            raise InputError(f"the splits use classes {ids[0]} to {ids[-1]}, but there are {len(self.classes)} classes")
         object.__setattr__(self, "counts", counts)
         object.__setattr__(self, "splits", splits)
         object.__setattr__(self, "first", np.cumsum(counts) - counts)
@@ -105,7 +105,7 @@ def cached(path: Path, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, 
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         log.info("building %s; this is done only once", path)
-    # numpy and zipfile raise any of these if bytes are damaged. NotImplementedError: an unknown compression method.
+    # numpy and zipfile raise any of these for damaged bytes. NotImplementedError: an unknown compression method.
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         log.warning("%s is damaged (%s) and is rebuilt", path, error)
     arrays = build()

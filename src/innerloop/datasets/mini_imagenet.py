@@ -41,7 +41,7 @@ LAYOUT = (
     "the photographs that they list, from ImageNet (image-net.org, after registration). data=cifar_fs needs no FOLDER."
 )
 
-# Part of the name of the processed file. Increase it when the contents of this file change.
+# Part of the name of the processed file. Increase it when that file's contents change.
 FORMAT = 1
 
 
@@ -90,7 +90,10 @@ def load(root: str | None = None) -> LabelledImages:
 
 
 def parse(parts: Iterable[Part]) -> dict[str, np.ndarray]:
-    """Return images, (N, 3, 84, 84) uint8; and train, validation and test, each split's class names in image order.
+    """Return the arrays to cache, by name.
+
+    images: (N, 3, 84, 84) uint8. train, validation, test: names of the classes of each split, in the order of the
+    images.
 
     Raises InputError unless all classes and all photographs are there.
     """
@@ -132,8 +135,8 @@ def _pickled(path: Path) -> Part:
             members = {f"{path.stem}/{label}": np.flatnonzero(labels == label) for label in np.unique(labels)}
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (SIZE, SIZE, 3):
             raise ValueError(f"images of shape {pixels.shape}, {pixels.dtype}")
-        indices = np.concatenate(list(members.values()))
-        if not np.array_equal(np.sort(indices), np.arange(len(pixels))):
+        all_indices = np.concatenate(list(members.values()))
+        if not np.array_equal(np.sort(all_indices), np.arange(len(pixels))):
             raise ValueError("its classes do not contain every image exactly once")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is no part of mini-ImageNet: {type(error).__name__}: {error}") from error

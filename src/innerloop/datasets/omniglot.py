@@ -36,7 +36,7 @@ VALIDATION_ALPHABETS = (
     "Tagalog",
 )
 
-# Part of the names of the processed files. Increase it when the contents of these files change.
+# Part of the names of the processed files. Increase it when those files' contents change.
 FORMAT = 1
 
 
@@ -67,7 +67,10 @@ def load(root: str | None = None, split: str = "characters") -> LabelledImages:
 
 
 def find(root: str, archive: str) -> Path:
-    """Return the folder `archive` or the file `archive`.zip in the folder `root`. Raises InputError if neither exists."""
+    """Return the folder `archive` or the file `archive`.zip in the folder `root`.
+
+    Raises InputError if neither exists.
+    """
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise InputError(f"data.root={root}: there is no such folder")
@@ -83,11 +86,11 @@ def parse(archive: str, source: Path) -> tuple[tuple[str, ...], np.ndarray]:
 
     archive: its name. source: the zip file or the unpacked folder. The names are "Alphabet/characterNN", sorted. The
     drawings are (characters, drawings, 28, 28) uint8 with ink 255.
-    Raises InputError, with its name, for a file that cannot be read and for a character with too few or too many
-    drawings.
+    Raises InputError for a file that cannot be read and for a character with too few or too many drawings. The message
+    names it.
     """
     drawings: dict[str, dict[str, np.ndarray]] = {}
-    # Paths in the zip file start with the folder `archive`. If it is unpacked, that folder is the source itself.
+    # Paths in the zip file start with the folder `archive`. If it is unpacked, that folder is `source` itself.
     pattern = re.compile(rf"(?:{archive}/)?([^/]+/character\d+)/(\d+_\d+)\.png")
     found = [match for match in map(pattern.fullmatch, listing(source)) if match]
     for match, data in zip(found, read(source, [match[0] for match in found]), strict=True):

@@ -13,13 +13,13 @@ def load(file: IO[bytes], origin: str) -> dict[str, Any]:
 
     Keys are returned as str. Values that Python 2 wrote as str are returned as bytes.
 
-    A pickle can name any function to be called when it is loaded, and these files come from unknown people. So only the
-    functions that rebuild arrays are allowed. Raises InputError with `origin`, the path, for all other pickles.
+    A pickle can name any function to be called when it is loaded, and these files come from untrusted sources. So only
+    the functions that rebuild arrays are allowed. Raises InputError with `origin`, the path, for all other pickles.
     """
     try:
         content = _Unpickler(file, encoding="bytes").load()
     except Exception as error:  # a damaged pickle can raise any exception
-        raise InputError(f"{origin} is not a complete pickle of arrays: {type(error).__name__}: {error}") from error
+        raise InputError(f"{origin} is not a valid pickle of arrays: {type(error).__name__}: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{origin} holds a {type(content).__name__}, there should be a dictionary")
     return {text(key): value for key, value in content.items()}

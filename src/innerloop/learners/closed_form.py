@@ -1,4 +1,4 @@
-"""Learners whose head is computed, not searched for."""
+"""Learners whose head is computed in closed form."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from innerloop.learners.learner import MetaLearner
 class ProtoNet(MetaLearner):
     """Prototypical networks (Snell et al., 2017): the nearest class mean in a learned feature space.
 
-    Fits any number of ways. Parameters: see `MetaLearner`.
+    It fits any number of ways. Keyword arguments: those of `OuterLoop`.
     """
 
     def __init__(self, net: nn.Module, loss: Loss, metrics: Metrics | None = None, **outer: Any) -> None:
@@ -22,7 +22,7 @@ class ProtoNet(MetaLearner):
 class R2D2(MetaLearner):
     """Ridge regression on learned features, differentiated through its solution (Bertinetto et al., 2019).
 
-    For class ids and real targets alike. ridge: see `RidgeHead`. The rest: see `MetaLearner`.
+    It takes class ids and real targets. ridge: see `RidgeHead`. The other keyword arguments: those of `OuterLoop`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The baseline without which no table is honest: ordinary training on all tasks at once, then fine-tuning."""
+"""The baseline that every table needs: ordinary training on all tasks at once, then fine-tuning."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,16 +15,17 @@ HEADS = ("auto", "trained", "zero", "prototypes")
 
 
 class FineTune(MetaLearner):
-    """Supervised training on the pooled samples of all training tasks, no inner loop; in evaluation, gradient steps.
+    """Supervised training on the pooled samples of all training tasks, and gradient steps on each task in evaluation.
 
-    The baseline of Chen et al. (2019). A meta-batch is one batch of samples, support and query alike.
+    The baseline of Chen et al. (2019). Training has no inner loop: a meta-batch is one batch of samples, its support
+    and query together.
 
-    training_outputs: if training labels are classes of their own, which mean the same in every task, their number: a
-        classifier over them is trained on the net's features and dropped in evaluation. None: the net's head is.
-    head: where the evaluation's head starts: "trained", as it is; "zero"; "prototypes", so that 0 steps are the nearest
-        class mean; "auto": as trained where the net's own was, else prototypes.
-    only: fine-tune just the "head", or None: the whole net. inner_lr, eval_inner_steps, inner_clip: see
-    `GradientSteps`. The rest: see `MetaLearner`.
+    training_outputs: number of training classes, if labels mean the same class in every task. A classifier over them is
+        trained on the net's features and dropped in evaluation. None: the net's own head is trained.
+    head: start of the head in evaluation. "trained": as it was trained. "zero": zeros. "prototypes": after 0 steps it
+        is the nearest class mean. "auto": trained if the net's own head was trained, else prototypes.
+    only: fine-tune the "head" or the "body" only; None: the whole net.
+    inner_lr, eval_inner_steps, inner_clip: see `GradientSteps`. The other keyword arguments: those of `OuterLoop`.
     """
 
     pools = True
@@ -67,7 +68,7 @@ class FineTune(MetaLearner):
         return self.loss(self.net, weights, episode.query), self.report_on(weights, episode)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        # Evaluated on other data, whose training classes are others and play no part.
+        # Other data have other training classes, which evaluation does not use.
         if self.classifier is not None and (trained := state_dict.get("classifier.weight")) is not None:
             self.classifier = nn.Linear(trained.shape[1], trained.shape[0])
         return super().load_state_dict(state_dict, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""MAML with implicit gradients: the meta-gradient at a regularised optimum, whatever path led there."""
+"""MAML with implicit gradients: the meta-gradient at a regularised optimum does not depend on the path to it."""
 
 from typing import Any
 
@@ -10,11 +10,13 @@ from innerloop.adaptation import GradientSteps
 from innerloop.adaptation.engine import Outputs
 from innerloop.devices.precision import full_precision
 from innerloop.episodes import Episode, InputError, Loss, MetaBatch, Metrics, Samples, Weights, weights_of
+from innerloop.learners.inner_loop import DescentLoop
+from innerloop.learners.keywords import flattened
 from innerloop.learners.learner import MetaLearner, with_gradient
 
 
 class ProximalSteps(GradientSteps):
-    """Inner steps on L^S(w) + proximal / 2 |w - theta|^2, theta the weights that they start from."""
+    """Inner steps on L^S(w) + proximal / 2 |w - theta|^2, where theta are the weights that they start from."""
 
     proximal: float = 0.0
 
@@ -26,25 +28,23 @@ class ProximalSteps(GradientSteps):
 class IMAML(MetaLearner):
     """Implicit MAML (Rajeswaran et al., 2019, algorithms 1 and 2).
 
-    The inner loop descends L^S(w) + proximal / 2 |w - theta|^2 from theta to w*, no graph kept; at the optimum
-    dw*/dtheta = (I + H / proximal)^-1 with H the Hessian of L^S at w*, so the meta-gradient is the v that solves
+    The inner loop descends L^S(w) + proximal / 2 |w - theta|^2 from theta to w* and keeps no graph. At the optimum
+    dw*/dtheta = (I + H / proximal)^-1, with H the Hessian of L^S at w*. So the meta-gradient is the v that solves
     (I + H / proximal) v = grad L^Q(w*), found by conjugate gradient. Memory does not grow with the inner steps.
-    Trained in full precision even under autocast, in which the Hessian would be no symmetric matrix.
+    Training uses full precision even under autocast, because there the Hessian would not be symmetric.
 
-    proximal: the paper's lambda. cg_steps: iterations of conjugate gradient, each one Hessian-vector product.
-    inner_lr, inner_steps, eval_inner_steps, inner_clip: see `GradientSteps`. The rest: see `MetaLearner`.
+    proximal: the paper's lambda. cg_steps: iterations of conjugate gradient, each of one Hessian-vector product.
+    The other keyword arguments: those of `DescentLoop` and `OuterLoop`.
     """
 
+    @flattened
     def __init__(
         self,
         net: nn.Module,
         loss: Loss,
         metrics: Metrics | None = None,
         *,
-        inner_lr: float = 0.01,
-        inner_steps: int = 16,
-        eval_inner_steps: int | None = None,
-        inner_clip: float | None = None,
+        inner: DescentLoop = DescentLoop(inner_steps=16),
         proximal: float = 2.0,
         cg_steps: int = 5,
         **outer: Any,
@@ -53,7 +53,7 @@ class IMAML(MetaLearner):
             raise InputError(f"proximal must be above zero, got {proximal}")
         if cg_steps < 1:
             raise InputError(f"cg_steps must be above zero, got {cg_steps}")
-        steps = ProximalSteps(loss, inner_steps, inner_lr, eval_steps=eval_inner_steps, clip=inner_clip)
+        steps = inner.gradient_steps(loss, ProximalSteps)
         steps.proximal = proximal
         super().__init__(net, loss, steps, metrics, **outer)
         self.proximal, self.cg_steps = proximal, cg_steps
@@ -78,9 +78,10 @@ class IMAML(MetaLearner):
 
 
 def conjugate_gradient(system: Any, target: Weights, steps: int) -> Weights:
-    """The x of system(x) = target after `steps` iterations from zero, for a symmetric positive definite map of weights.
+    """Return the x of system(x) = target after `steps` iterations from zero.
 
-    No step depends on the data but through arithmetic, so it runs under vmap; once solved it stays where it is.
+    system: a symmetric positive definite linear map of weights. There is no branch on the data, so it runs under vmap;
+    a solution that is reached early does not change any more.
     """
     x = {name: torch.zeros_like(b) for name, b in target.items()}
     residual = direction = target

@@ -1,4 +1,4 @@
-"""MAML++: MAML with the parts that make its training stable."""
+"""MAML++: MAML with additions that stabilise its training."""
 
 from typing import Any
 
@@ -13,16 +13,16 @@ from innerloop.nets.norm import with_statistics_from
 
 
 class MAMLPlusPlus(MAML):
-    """MAML++ (Antoniou, Edwards and Storkey, 2019); each part has its switch, and with all of them off it is MAML.
+    """MAML++ (Antoniou, Edwards and Storkey, 2019). Each addition has its switch; with all of them off it is MAML.
 
-    multi_step_until: until this outer step the query loss after each inner step counts, with weights that move from
-        1/K each to all on the last (section 4, multi-step loss); 0: the last alone, always.
-    first_order_until: until this outer step the inner gradient is a constant (derivative-order annealing); 0: never.
-    per_step_norms: learn the weights of the net's norms for each inner step, see `PerStepNorms`.
-    running_statistics: in evaluation queries are judged by running statistics of each step, kept in training, and not
-        by the batch at hand; so a query's prediction depends on no other query.
+    multi_step_until: until this outer step the query loss after each inner step counts, with weights that change from
+        1/K each to 1 for the last step (section 4, multi-step loss). 0: only the last step ever counts.
+    first_order_until: until this outer step the inner gradient is a constant (derivative-order annealing). 0: never.
+    per_step_norms: learn the weights of the net's norms for each inner step: see `PerStepNorms`.
+    running_statistics: evaluate queries with running statistics of each inner step, which are updated in training,
+        instead of the batch's own. Then a query's prediction depends on no other query.
     learn_lr="tensor_step" learns a rate per layer and step; schedule="cosine" anneals the outer rate.
-    The rest: see `MAML`.
+    The other keyword arguments: those of `MAML`.
     """
 
     inner_loop = PerStepNorms
@@ -48,8 +48,8 @@ class MAMLPlusPlus(MAML):
             raise InputError(
                 "compile=true needs an objective that stays the same: set multi_step_until=0 and first_order_until=0"
             )
-        if running_statistics and self.by_support:
-            raise InputError("running_statistics=true and transductive=false both say what batch norms use: choose one")
+        if running_statistics and self.support_statistics:
+            raise InputError("running_statistics=true and transductive=false exclude each other: choose one")
         self.multi_step_until, self.first_order_until = multi_step_until, first_order_until
         self.always_first_order = self.adaptation.first_order
         if per_step_norms:
@@ -58,7 +58,7 @@ class MAMLPlusPlus(MAML):
             self.adaptation.keep_statistics(net)
 
     def loss_weights(self, step: int) -> list[float]:
-        """What the query loss after 1, …, K inner steps counts for at an outer step; they sum to one."""
+        """Return the weights of the query loss after 1, …, K inner steps at an outer step. They sum to one."""
         k = self.adaptation.steps
         if k == 0:
             return []

@@ -1,4 +1,4 @@
-"""Reptile: move towards where plain training on a task leads."""
+"""Reptile: a step of theta towards the weights that plain training on a task leads to."""
 
 from typing import Any
 
@@ -8,40 +8,39 @@ from torch import Tensor, nn
 from innerloop.adaptation import GradientSteps
 from innerloop.adaptation.engine import Outputs
 from innerloop.episodes import Episode, InputError, Loss, Metrics, Samples, weights_of
+from innerloop.learners.inner_loop import DescentLoop
+from innerloop.learners.keywords import flattened
 from innerloop.learners.learner import MetaLearner, with_gradient
 
 
 class Reptile(MetaLearner):
     """theta <- theta + epsilon mean_i (w_i - theta), w_i after K steps of gradient descent on task i.
 
-    Source: Nichol, Achiam and Schulman, 2018, algorithm 2. theta - w_i is handed to the outer optimizer as the
-    gradient: with optimizer="sgd" epsilon is outer_lr. A training task is not split: its support and query are one set,
-    of which inner step k sees the mini-batch k modulo `minibatches` (rows k, k + minibatches, …); without different
-    mini-batches Reptile is joint training (section 5.1 there). In evaluation the steps see the whole support set.
+    Source: Nichol, Achiam and Schulman, 2018, algorithm 2. The outer optimizer gets theta - w_i as the gradient, so
+    with optimizer="sgd" epsilon is outer_lr. A training task is not split: its support and query form one set, and
+    inner step k sees its mini-batch k modulo `minibatches` (rows k, k + minibatches, …). Without different mini-batches
+    Reptile would be joint training (section 5.1 of the paper). In evaluation the inner steps see the whole support set.
 
-    minibatches: above zero. inner_lr, inner_steps, eval_inner_steps, inner_clip: see `GradientSteps`. The rest: see
-    `MetaLearner`.
+    minibatches: number of mini-batches, above zero. The other keyword arguments: those of `DescentLoop` and
+    `OuterLoop`.
     """
 
     adaptation: GradientSteps
 
+    @flattened
     def __init__(
         self,
         net: nn.Module,
         loss: Loss,
         metrics: Metrics | None = None,
         *,
-        inner_lr: float = 0.01,
-        inner_steps: int = 5,
-        eval_inner_steps: int | None = None,
-        inner_clip: float | None = None,
+        inner: DescentLoop = DescentLoop(inner_steps=5),
         minibatches: int = 2,
         **outer: Any,
     ) -> None:
         if minibatches < 1:
             raise InputError(f"minibatches must be above zero, got {minibatches}")
-        steps = GradientSteps(loss, inner_steps, inner_lr, eval_steps=eval_inner_steps, clip=inner_clip)
-        super().__init__(net, loss, steps, metrics, **outer)
+        super().__init__(net, loss, inner.gradient_steps(loss, GradientSteps), metrics, **outer)
         self.minibatches = minibatches
 
     def query_objective(self, episode: Episode) -> tuple[Tensor, Outputs]:

@@ -97,7 +97,7 @@ def fit_and_test(
     loggers = make_loggers(info, logger_settings(cfg))
     ended: BaseException | None = None
     try:
-        session = Session(last, learner.accumulate)
+        session = Session(last, learner.outer.accumulate)
         chosen = configured_callbacks(cfg)
         keep_freed(math.prod(parts.tasks.input_shape))
         trainer = make_trainer(

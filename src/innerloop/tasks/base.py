@@ -38,13 +38,13 @@ class Tasks(ABC):
         """Return the family for ordinary supervised training on all tasks at once, and the number of outputs needed.
 
         In the returned family, a training label has the same meaning in every task. The number is None if this family
-        has that property already; then the net's own outputs fit.
+        has that property already, so that the net needs no other outputs.
         """
         return self, None
 
     @abstractmethod
     def loss(self, net: nn.Module, weights: Weights, samples: Samples) -> Tensor:
-        """Return the scalar loss that a task's weights are fitted to. It is differentiable in `weights`."""
+        """Return the scalar loss that is minimised to fit a task's weights. It is differentiable in `weights`."""
 
     @abstractmethod
     def metrics(self, net: nn.Module, weights: Weights, samples: Samples) -> dict[str, Tensor]:

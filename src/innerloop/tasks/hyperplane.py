@@ -13,9 +13,9 @@ from innerloop.tasks.base import Classification, positive, tensor
 class Hyperplane(Classification):
     """Tasks that ask on which side of a random hyperplane a point lies.
 
-    y = [w.x + b > 0] with w of length one, x ~ N(0, I) and b ~ N(0, offset^2). x: (n, dimensions). y: (n,) int64, 0 or
-    1. Support labels are flipped with probability `flip`; query labels are true. The net returns one logit per point
-    (`output_size` 1).
+    y = [w.x + b > 0] with w of length one, x ~ N(0, I) and b ~ N(0, offset^2). x: (n, dimensions). y: (n,) int64 in
+    {0, 1}. Support labels are flipped with probability `flip`; query labels are true. The net returns one logit per
+    point (`output_size` 1).
 
     clusters: 0 draws w uniformly over all directions, so there is nothing to learn about w across tasks. k > 0 draws
         w = (m + spread * N(0, I)) / |...|, where m is one of k fixed unit vectors, all equally likely. A meta-learner
@@ -106,7 +106,7 @@ class Hyperplane(Classification):
                 return (ones / total[:, None]).to(episode.query.x)
         raise InputError(
             f"{len(todo)} of {len(x)} tasks need more than {blocks * block} sampled hyperplanes: "
-            "use more blocks, or tasks with fewer shots or dimensions"
+            "increase blocks, or use fewer shots or dimensions"
         )
 
     def _hyperplanes(self, uniform: np.ndarray, normal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

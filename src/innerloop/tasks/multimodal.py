@@ -18,7 +18,7 @@ Interval = tuple[float, float]
 class Family(NamedTuple):
     """Functions y = a * shape(x, c) + b. Each coefficient is uniform on its interval.
 
-    a: one or two intervals of equal length, of which a is uniform on the union. b, c: one interval each.
+    a: one or two intervals of equal length; a is uniform on their union. b, c: one interval each.
     """
 
     shape: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -138,9 +138,9 @@ def _linear_posterior(
     df, dy = f - mean_f[..., None], y - mean_y[..., None]
     curvature, slope, rest = (df**2).sum(-1), (df * dy).sum(-1), (dy**2).sum(-1)
 
-    # The mode of a's posterior is the least-squares solution with b, and then a, clamped to its interval. log p(a) is at
-    # least as concave as a normal density's logarithm with standard deviation noise / sqrt(curvature). So the posterior
-    # falls at least as fast on both sides of its mode.
+    # The mode of a's posterior: the least-squares solution, first with b and then with a clamped to its interval.
+    # log p(a) is at least as concave as the log density of a normal distribution with standard deviation
+    # noise / sqrt(curvature). So the posterior falls at least as fast on both sides of its mode.
     tiny = 1e-12
     free_b = (mean_y - slope / (curvature + tiny) * mean_f).clamp(*b_range)
     mode = ((f * y).sum(-1) - free_b * n * mean_f) / ((f**2).sum(-1) + tiny)

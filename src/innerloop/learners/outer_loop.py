@@ -1,0 +1,77 @@
+"""The settings of the outer loop, which every learner has as keyword arguments, and the optimizers that follow."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from innerloop.episodes import InputError
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+SCHEDULES = ("constant", "cosine")
+
+Group = Sequence[tuple[float, list[nn.Parameter]]]
+"""(rate, meta-parameters) pairs that one optimizer updates."""
+
+
+@dataclass(frozen=True)
+class OuterLoop:
+    """outer_lr: rate of the outer optimizer ("adam", "adamw", "sgd"). weight_decay: of that optimizer.
+
+    schedule: of the rate, "constant", or "cosine" to zero over the trainer's max_steps.
+    outer_clip: limit of the norm of the meta-gradient; None: no limit.
+    accumulate: number of meta-batches that an outer update is averaged over.
+    engine, chunk, compile: how the tasks of a meta-batch are run, see `Engine`. Steps that are logged are not compiled,
+        so that reported values need not be compilable.
+    transductive: whether the batch norms of a query use the statistics of all queries of its task. If not, they use
+        those of the support set, in training and in evaluation.
+
+    Raises InputError for unknown choices and for numbers that are not possible.
+    """
+
+    outer_lr: float = 1e-3
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    outer_clip: float | None = None
+    accumulate: int = 1
+    engine: str = "auto"
+    chunk: int | None = None
+    compile: bool = False
+    transductive: bool = True
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError(f"unknown optimizer {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"unknown schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        for name in ("outer_lr", "outer_clip", "accumulate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name} must be above zero, got {value}")
+        if self.weight_decay < 0:
+            raise InputError(f"weight_decay must not be negative, got {self.weight_decay}")
+
+    def make_optimizer(self, group: Group, max_steps: int) -> tuple[Optimizer, LambdaLR]:
+        """Return the optimizer of a group of meta-parameters, and the schedule of its rate.
+
+        Raises InputError if the schedule needs max_steps and it is not above zero.
+        """
+        if self.schedule == "cosine" and max_steps < 1:
+            raise InputError("schedule=cosine needs trainer.max_steps to be set")
+
+        def factor(step: int) -> float:
+            return 1.0 if self.schedule == "constant" else 0.5 * (1 + math.cos(math.pi * min(step / max_steps, 1)))
+
+        decay = {} if self.optimizer == "sgd" and not self.weight_decay else {"weight_decay": self.weight_decay}
+        groups = [{"params": parameters, "lr": lr} for lr, parameters in group if parameters]
+        optimizer = OPTIMIZERS[self.optimizer](groups, lr=self.outer_lr, **decay)
+        return optimizer, LambdaLR(optimizer, factor)

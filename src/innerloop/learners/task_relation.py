@@ -1,0 +1,59 @@
+"""The task relation model g(S; phi), which reads a support set and writes weights, and its settings."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from innerloop.adaptation import Generate
+from innerloop.episodes import InputError, weights_of
+from innerloop.nets import Generator, SetEncoder, convolutional
+
+WRITES = ("auto", "all", "head", "film", "head+film")
+ENCODERS = ("deepsets", "attention")
+
+
+@dataclass(frozen=True)
+class TaskRelation:
+    """The settings of a task relation model, which learners have as keyword arguments.
+
+    encoder: "deepsets", or "attention" for a block of self-attention before the points are pooled. width: of its code.
+    writes: the weights that are written. "all": from the (x, y) pairs. "head": row by row from one code per class, over
+        the features of the net's own body. "film": the scale and shift of the net's norms, from the mean of the codes.
+        "head+film": both. "auto": all for nets without convolutions, head+film for nets with convolutions.
+    chunk_size, init: see `Generator`. With init="hyperfan_in" written weights replace theta instead of being added.
+
+    Raises InputError for unknown choices.
+    """
+
+    encoder: str = "deepsets"
+    width: int = 64
+    writes: str = "auto"
+    chunk_size: int | None = None
+    init: str = "zero"
+
+    def __post_init__(self) -> None:
+        for kind, name, choices in (("encoder", self.encoder, ENCODERS), ("writes", self.writes, WRITES)):
+            if name not in choices:
+                raise InputError(f"unknown {kind} {name!r}; choose one of {', '.join(choices)}")
+
+    def model(self, net: nn.Module) -> Generate:
+        """Return the model for a net, w = theta + g(S; phi). Raises InputError if the net has no such weights."""
+        writes = self.writes
+        if writes == "auto":
+            writes = "head+film" if convolutional(net) else "all"
+        theta = weights_of(net)
+        parts = {"all": ("",), "head": ("head.",), "film": (".norm.",), "head+film": ("head.", ".norm.")}[writes]
+        shapes = {name: w.shape for name, w in theta.items() if any(part in name for part in parts)}
+        if not shapes:
+            raise InputError(f"writes={writes}: this net has no such weights, only {', '.join(theta)}")
+        by_class = writes != "all"
+        size = net.feature_size if by_class else net.input_size
+        attention = self.encoder == "attention"
+        reader = SetEncoder(size, net.output_size, self.width, attention, by_class)  # type: ignore[arg-type]
+        if self.init == "hyperfan_in":
+            # It assumes code entries of unit variance, and the ReLUs before the last layer halve their power.
+            nn.init.kaiming_normal_(reader.read[-1].weight, nonlinearity="relu")  # type: ignore[arg-type]
+            nn.init.zeros_(reader.read[-1].bias)  # type: ignore[arg-type]
+        classes = net.output_size if by_class else None
+        writer = Generator(shapes, self.width, classes, self.chunk_size, self.init)  # type: ignore[arg-type]
+        return Generate(reader, writer, read_features=by_class, residual=self.init == "zero")

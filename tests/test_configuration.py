@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-from innerloop.config import (
+from omegaconf import DictConfig
+
+from innerloop.datamodule import EpisodeDataModule
+from innerloop.learners.keywords import flattened
+from innerloop.runs import schemas
+from innerloop.runs.build import DATA_MODULE_KEYS
+from innerloop.runs.schemas import (
     EvaluateConfig,
     LoggerConfig,
     MLFlowConfig,
@@ -20,21 +26,16 @@ from innerloop.config import (
     TrainConfig,
     TrainerConfig,
     WandbConfig,
-    locate,
 )
-from omegaconf import DictConfig
-
-from innerloop.datamodule import EpisodeDataModule
-from innerloop.runs import schemas
+from innerloop.runs.signatures import locate
 from innerloop.runs.tracking import TRACKERS
 
 schemas.register()
 ROOT = Path(__file__).resolve().parents[1]
 CONF, SOURCE = ROOT / "conf", ROOT / "src" / "innerloop"
-OF_THE_DATA_MODULE = ("meta_batch_size", "num_workers")
-OF_LOGGERS = {"wandb": WandbConfig, "tensorboard": TensorBoardConfig, "mlflow": MLFlowConfig}
-SCHEMAS = (TrainConfig, EvaluateConfig, TrainerConfig, config.TestConfig, *OF_LOGGERS.values())
-READ_SCHEMAS = ("run.py", "evaluation.py", "tracking/*.py", "config.py")
+LOGGERS = {"wandb": WandbConfig, "tensorboard": TensorBoardConfig, "mlflow": MLFlowConfig}
+SCHEMAS = (TrainConfig, EvaluateConfig, TrainerConfig, schemas.TestConfig, *LOGGERS.values())
+READ_SCHEMAS = ("runs/*.py", "runs/tracking/*.py", "sweeps/*.py", "../../*.py")
 
 
 def names(*groups: str) -> list[str]:
@@ -56,7 +57,7 @@ INTERPOLATED = {key for path in CONF.rglob("*.yaml") for key in re.findall(r"\$\
 
 
 def taker(target: Callable[..., Any], name: str) -> Any:
-    """The function whose signature has this keyword, where `innerloop.config.parameters` finds it; None: none has."""
+    """The function whose signature has this keyword, where `signatures.parameters` finds it; None: none has."""
     for function in [vars(c).get("__init__") for c in target.__mro__] if inspect.isclass(target) else [target]:
         if function is not None:
             taken = inspect.signature(function).parameters
@@ -68,7 +69,12 @@ def taker(target: Callable[..., Any], name: str) -> Any:
 
 
 def makes_use(function: Callable[..., Any], name: str) -> bool:
-    """Whether a function reads its parameter, or keeps it as an attribute that something reads."""
+    """Whether a function reads its parameter, or keeps it as an attribute that something reads.
+
+    A field of settings, which `flattened` makes a parameter of, is such an attribute.
+    """
+    if name not in inspect.signature(inspect.unwrap(function), follow_wrapped=False).parameters:
+        return name in ATTRIBUTES
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     kept: dict[ast.AST, str] = {}
     for node in ast.walk(tree):
@@ -103,7 +109,7 @@ def without_effect(keys: Iterable[str], targets: Sequence[Callable[..., Any]]) -
 def unread(node: dict[str, Any], group: str) -> list[str]:
     """The keys of a data, net or algo configuration that no code reads."""
     keys = [key for key in node if key not in ("name", "_target_", "dataset") and f"{group}.{key}" not in INTERPOLATED]
-    of_module = [key for key in keys if group == "data" and key in OF_THE_DATA_MODULE]
+    of_module = [key for key in keys if group == "data" and key in DATA_MODULE_KEYS]
     targets = [locate(node[key], key) for key in ("dataset", "_target_") if key in node]
     found = without_effect(of_module, [EpisodeDataModule])
     return found + without_effect([key for key in keys if key not in of_module], targets)
@@ -135,6 +141,25 @@ class Planted:
     def __init__(self, used: int, kept: int, dropped: int, forgotten: int, net: int = 0, **more: int) -> None:
         self.planted, self.nobody_reads_this = kept + used, dropped
         self.net = net
+
+
+@dataclass(frozen=True)
+class PlantedSettings:
+    name: int = 0  # everybody reads an attribute of this name
+    dropped: int = 0
+
+
+class Settled:
+    @flattened
+    def __init__(self, used: int = 0, *, settings: PlantedSettings = PlantedSettings()) -> None:
+        self.used = used
+
+
+def test_a_planted_field_of_settings_without_effect_is_caught() -> None:
+    assert without_effect(["name", "dropped", "other"], [Settled]) == [
+        "dropped: Settled.__init__ takes it and makes nothing of it",
+        "other: nothing takes it",
+    ]
 
 
 class Heir(Planted):
@@ -187,7 +212,7 @@ def test_fields_of_a_schema_are_read(schema: type) -> None:
 
 
 def test_every_logger_that_can_be_set_is_one_that_starts() -> None:
-    assert [f.name for f in fields(LoggerConfig)] == list(TRACKERS) == list(OF_LOGGERS)
+    assert [f.name for f in fields(LoggerConfig)] == list(TRACKERS) == list(LOGGERS)
 
 
 def test_a_planted_field_is_caught() -> None:
@@ -215,8 +240,8 @@ def strangers(node: dict[str, Any], schema: type) -> list[str]:
 def test_files_of_a_schema_have_only_its_keys(name: str, schema: type) -> None:
     content = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     assert strangers(content, schema) == []
-    assert strangers(content.get("test", {}), config.TestConfig) == []
-    for logger, schema_of_logger in OF_LOGGERS.items():
+    assert strangers(content.get("test", {}), schemas.TestConfig) == []
+    for logger, schema_of_logger in LOGGERS.items():
         assert strangers(content.get(logger) or {}, schema_of_logger) == []
     assert strangers({**content, "planted": 1}, schema) == ["planted"]
 
@@ -262,8 +287,11 @@ def test_every_group_is_looked_at() -> None:
         ".",
         "algo",
         "algo/part",
+        "callbacks",  # in test_callbacks.py
         "data",
         "data/part",
+        "debug",  # in test_debug.py
+        "debug/part",
         "experiment",
         "hparams_search",  # in test_search.py
         "hparams_search/part",

@@ -136,8 +136,11 @@ def test_the_data_set_is_left_alone() -> None:
         ({"shots": 0}, "shots must be above zero, got 0"),
         ({"queries": 0}, "queries must be above zero, got 0"),
         ({"train_queries": 0}, "train_queries must be above zero, got 0"),
-        ({"shots": 6}, "shots=6 and 15 queries need 21 images of a class, but class 0 of the train split has 20"),
-        ({"shots": 6, "train_queries": 1}, "but class 6 of the validation split has 20"),
+        (
+            {"shots": 6},
+            "ways=5, but the train split has 4 classes without 2 rare classes (class 0, class 3; shots=6 and 15",
+        ),
+        ({"shots": 6, "train_queries": 1}, "shots=6 and 15 queries need 21 images per class)"),
     ],
 )
 def test_what_cannot_be(settings: dict, message: str) -> None:

@@ -26,8 +26,8 @@ def not_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def run(out: Path, *options: str) -> int:
     """The exit status of the script on the CPU."""
+    where = ("--device", "cpu", "--tiny", "--rounds", "1", "--without-learn2learn")
     with pytest.raises(SystemExit) as end:
-        where = ("--device", "cpu", "--tiny", "--rounds", "1", "--without-learn2learn")
         run_script("gpu", "--out", out, *where, *options)
     assert isinstance(end.value.code, int)
     return end.value.code

@@ -1,6 +1,7 @@
 """Pictures in folders, zip files and pickles: one's own (`folder`) and mini-ImageNet's."""
 
 import io
+import logging
 import os
 import pickle
 import zipfile
@@ -16,7 +17,7 @@ from test_cifar import python2
 
 from innerloop.datasets import folder, mini_imagenet
 from innerloop.datasets import images as shared
-from innerloop.datasets.images import LabelledImages
+from innerloop.datasets.images import LabelledImages, splits_by_name
 from innerloop.episodes import SPLITS, InputError, Split
 from innerloop.runs import schemas
 from innerloop.runs.build import build
@@ -88,20 +89,78 @@ def test_class_folders(packed: bool, inside: str, tmp_path: Path) -> None:
         for i in range(3):
             assert (torch.tensor(colour(f"{name}/{i}.png")) == data.images[data.first[c] + i].flatten(1).T).all()
     # The names alone say which class is in which split.
-    assert names(data) == {"train": list("bcdefj"), "validation": list("ah"), "test": list("gi")}
+    assert names(data) == {"train": list("aghi"), "validation": list("be"), "test": list("cdfj")}
 
 
 def test_fractions(tmp_path: Path) -> None:
     root = str(unpack(TEN, tmp_path / "own"))
-    usual, other = folder.load(root), folder.load(root, train_fraction=0.5, validation_fraction=0.3)
+    usual, other = (
+        folder.load(root, split_rule="count", **fractions)
+        for fractions in ({}, {"train_fraction": 0.5, "validation_fraction": 0.3})
+    )
     assert [len(usual.splits[s]) for s in SPLITS] == [6, 2, 2]
+    assert names(usual) == {"train": list("bcdefj"), "validation": list("ah"), "test": list("gi")}, "as runs had it"
     assert [len(other.splits[s]) for s in SPLITS] == [5, 3, 2]
     assert {*names(other)["train"]} < {*names(usual)["train"]}
+    with pytest.raises(InputError, match=r"split_rule=random: choose one of name, count"):
+        folder.load(root, split_rule="random")
     for train, validation in ((0.9, 0.2), (-0.1, 0.2), (0.5, -0.3)):
         with pytest.raises(InputError, match="must leave something of 1 for testing"):
             folder.load(root, train_fraction=train, validation_fraction=validation)
     with pytest.raises(InputError, match=r"10 classes, 1 of them for test; .* change data\.train_fraction"):
-        folder.load(root, train_fraction=0.7, validation_fraction=0.2)
+        folder.load(root, train_fraction=0.7, validation_fraction=0.2, split_rule="count")
+
+
+def test_fractions_are_met_approximately_and_no_class_is_moved_by_others() -> None:
+    many = splits_by_name([f"class {i}" for i in range(2000)], 0.64, 0.16, 2)
+    assert [len(many[s]) / 2000 for s in SPLITS] == pytest.approx([0.64, 0.16, 0.2], abs=0.03)
+    classes = [f"species {i}" for i in range(6)]
+    of: dict[str, str] = {}
+    for i in range(6, 60):
+        for split, ids in splits_by_name(classes, 0.64, 0.16, 2).items():
+            assert len(ids) >= 2
+            for name in (classes[c] for c in ids):
+                assert not (of.get(name) == "train" and split != "train"), f"{name} was trained on"
+                assert not (of.get(name) == "validation" and split == "test"), name
+                of[name] = split
+        classes.append(f"species {i}")
+    # However a system composes accents, the name is the same.
+    composed, decomposed = (splits_by_name([name], 0.5, 0.2, 0) for name in ("\u00e9", "e\u0301"))
+    assert {s: ids.tolist() for s, ids in composed.items()} == {s: ids.tolist() for s, ids in decomposed.items()}
+
+
+def test_rare_classes_are_left_out_of_their_split_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = tree(*"abcdefghijklmnop")
+    root = unpack(whole, tmp_path / "own")
+    before = folder.load(str(root), size=4)
+    for name in "ag":  # two of the training classes
+        assert name in names(before)["train"]
+        for picture in ("1.png", "2.png"):
+            (root / name / picture).unlink()
+    after = folder.load(str(root), size=4)
+    assert names(after) == names(before)
+    with caplog.at_level(logging.WARNING, logger="innerloop"):
+        tasks = FewShotImages(after, ways=2, shots=1, queries=2)
+    usable = {split: [after.classes[c] for c in tasks.classes[split]] for split in SPLITS}
+    expected = {split: [c for c in members if c not in "ag"] for split, members in names(after).items()}
+    assert usable == expected
+    (line,) = caplog.messages
+    count = len(names(after)["train"])
+    assert line == (
+        f"2 of {count} train classes are left out, since shots=1 and 2 queries need 3 images per class: a, g"
+    )
+    drawn = tasks.draw("train", [np.random.default_rng(i) for i in range(200)])
+    mean = drawn.support.x.mean((2, 3, 4)).flatten()
+    rare = [after.images[after.first[after.classes.index(c)]].float().mean() / 255 for c in "ag"]
+    assert all((mean - value).abs().min() > 1e-4 for value in rare)
+    with pytest.raises(InputError, match=rf"ways={count}, but the train split has {count - 2} classes without 2 rare"):
+        FewShotImages(after, ways=count, shots=1, queries=2)
+    with pytest.raises(InputError, match=r"validation split has 0 classes without . rare classes \(.*min_images=4\)"):
+        FewShotImages(after, ways=2, shots=1, queries=2, min_images=4)
+    with pytest.raises(InputError, match="min_images must be above zero, got 0"):
+        FewShotImages(after, ways=2, shots=1, queries=2, min_images=0)
 
 
 @pytest.mark.parametrize("validation", ["val", "validation"])
@@ -118,7 +177,7 @@ def test_splits_that_the_folders_say(validation: str, tmp_path: Path) -> None:
 
 def test_classes_may_bear_the_names_of_splits(tmp_path: Path) -> None:
     files = tree("train", "test", *"abcdefgh")
-    assert len(folder.load(str(unpack(files, tmp_path / "own"))).splits["train"]) == 6
+    assert len(folder.load(str(unpack(files, tmp_path / "own")), split_rule="count").splits["train"]) == 6
 
 
 @pytest.mark.parametrize(
@@ -128,9 +187,10 @@ def test_classes_may_bear_the_names_of_splits(tmp_path: Path) -> None:
         ({**TEN, "k/notes.txt": b""}, "the folder k holds no pictures"),
         ({**TEN, "cover.png": plain("cover.png")}, r"cover\.png is in no class folder"),
         (tree("a/b", "a", "c/d"), r"a/0\.png is in no class folder"),
-        (tree(*"abcde"), "5 classes, 1 of them for validation; a task needs two: add classes"),
-        (tree("train/a", "train/b", "test/c", "test/d"), "4 classes, 0 of them for validation; .* train, validation"),
-        (tree("train/a", "train/b", "val/c", "val/d", "test/e"), "5 classes, 1 of them for test"),
+        (tree(*"abcde"), r"5 classes \(a, b, c, d, e\): meta-training needs more, .* a case for adapting"),
+        (tree("healthy", "ill"), r"2 classes \(healthy, ill\): meta-training needs more, .* a case for adapting"),
+        (tree("train/a", "train/b", "test/c", "test/d"), "4 classes .* meta-training needs more"),
+        (tree(*(f"train/{c}" for c in "abcdef"), "val/g", "test/h"), "8 classes, 1 of them for validation"),
         (tree("train/a", "train/b", "val/c", "val/d", "test/e", "test/a"), "class a is in test and in train"),
         (tree("train/a", "val/c", "test/e", "more/f"), "the folder more/f is in none of train, validation"),
         (tree("train/a", "val/c", "test/e", "f"), "the folder f is in none of train, validation"),
@@ -227,7 +287,7 @@ def test_real_leaves() -> None:
     tasks = build(cfg).tasks
     assert isinstance(tasks, FewShotImages)
     assert tasks.dataset.images.shape == (1600, 1, 28, 28)
-    assert [len(tasks.dataset.splits[s]) for s in SPLITS] == [64, 16, 20]
+    assert [len(tasks.dataset.splits[s]) for s in SPLITS] == [65, 12, 23]
     assert set(tasks.dataset.counts) == {16}
     assert tasks.dataset.classes[0] == "Acer_Campestre"
     # The nearest support image in raw pixels is right far more often than one time in five.

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from innerloop.episodes import Episode, Samples
-from innerloop.runs.report import plots
+from innerloop.runs.report import plots, style
 
 
 def render(figure: Figure) -> None:
@@ -347,7 +347,7 @@ def test_the_accuracy_is_of_all_queries_and_the_images_are_the_first() -> None:
     ]
     assert all(same_color(f.get_edgecolor(), plots.GREEN) for f in frames(query))
     assert "accuracy 0.750" in figure.get_suptitle()
-    assert query.get_title(loc="left") == "Queries and predictions (4 of 10 a class)"
+    assert query.get_title(loc="left") == "Queries and predictions (4 of 10 per class)"
 
 
 @pytest.mark.parametrize(("ways", "shots", "queries"), [(20, 1, 1), (2, 1, 9), (2, 3, 1)])

@@ -167,7 +167,7 @@ def test_killed_sweep_goes_on_by_the_same_command(whole: Path, plans: Path, here
     assert before[str(second / "environment.json")] == of_second[str(second / "environment.json")], "begun anew"
     status, out, err = here("-m", *SIX, script=script)
     assert status == 0, err
-    assert "goes on" in out
+    assert "continuing the same sweep" in out
     assert only(tmp_path) == sweep
     assert results(sweep) == results(whole)
     assert {path: after for path, after in hashes(first, second).items() if path in before} == before
@@ -239,7 +239,7 @@ def test_ctrl_c_saves_and_stops_the_sweep(whole: Path, plans: Path, here: Here, 
     status, out, err = here(*arguments)
     assert status == 130
     assert "Traceback" not in err
-    assert "go on with: python train.py -m sweep=" in out
+    assert "continue it with: python train.py -m sweep=" in out
     sweep = tmp_path / "out"
     assert not (sweep / "1_maml-sinusoid_seed1").exists()
     assert not list(sweep.glob("*/error.json"))

@@ -1,4 +1,4 @@
-"""Pictures of one's own: a folder for each class, in a folder or in a zip file."""
+"""The user's own pictures: one folder per class, in a folder or in a zip file."""
 
 import posixpath
 from pathlib import Path
@@ -7,16 +7,19 @@ import numpy as np
 import torch
 
 from innerloop.datasets.files import PICTURES, digest, listing, pictures
-from innerloop.datasets.images import LabelledImages, cache_folder, cached, fixed_splits, named_splits
+from innerloop.datasets.images import LabelledImages, cache_folder, cached, fixed_splits, named_splits, splits_by_name
 from innerloop.episodes import InputError, Split
 
 LAYOUT = (
     "a folder or a zip file with a folder of pictures for each class, or with folders train, validation and test that "
-    "hold such class folders"
+    "contain such class folders"
 )
 SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+SPLIT_RULES = ("name", "count")
+FEWEST = 2
+"""The smallest number of classes of a split: a task needs two."""
 
-# Part of the name of the processed file: raise it when what it holds changes.
+# Part of the name of the processed file. Raise it when the content of that file changes.
 FORMAT = 1
 
 
@@ -26,14 +29,20 @@ def load(
     channels: int = 3,
     train_fraction: float = 0.64,
     validation_fraction: float = 0.16,
+    split_rule: str = "name",
 ) -> LabelledImages:
-    """The pictures as (N, channels, size, size), squeezed to squares; a class is named by the path of its folder.
+    """Return the pictures as (N, channels, size, size), squeezed to squares. A class is named by its folder's path.
 
-    root: a folder or a zip file with class folders at any depth; all in one folder inside is as good. If they are below
-    train, validation (or val) and test these are the splits; else so many of all classes, chosen by their names, are
-    for training and for validation, and the rest for testing. channels: 1 for grey, 3 for colour. The processed
-    images are kept in the user's cache folder.
-    Raises InputError naming what is missing, misplaced or broken.
+    root: a folder or a zip file with class folders at any depth; they may all be in one folder inside. If they are in
+        folders train, validation (or val) and test, these are the splits. Otherwise the classes are split by their
+        names, always in the same way.
+    channels: 1 for grey, 3 for colour.
+    train_fraction, validation_fraction: fractions of the classes; the rest is for testing.
+    split_rule: "name" assigns each class by its own name, so that classes added later move no class from training to
+        test; the fractions are met approximately. "count" meets them exactly, as runs did before this rule.
+
+    The processed images are kept in the user's cache folder.
+    Raises InputError that names what is missing, misplaced or broken.
     """
     if root is None:
         raise InputError(f"data=folder needs data.root: {LAYOUT}")
@@ -41,11 +50,13 @@ def load(
         raise InputError(f"data.channels={channels}: choose 1 for grey or 3 for colour")
     if size < 1:
         raise InputError(f"data.size must be above zero, got {size}")
+    if split_rule not in SPLIT_RULES:
+        raise InputError(f"data.split_rule={split_rule}: choose one of {', '.join(SPLIT_RULES)}")
     source = Path(root).expanduser()
     if not source.exists():
         raise InputError(f"data.root={root}: there is no such folder or file; it must be {LAYOUT}")
     folders = find_classes(source)
-    splits = _splits(source, list(folders), train_fraction, validation_fraction)
+    splits = _splits(source, list(folders), train_fraction, validation_fraction, split_rule)
     paths = [path for members in folders.values() for path in members]
     path = cache_folder("folder") / f"{digest(source, paths)}-{channels}x{size}x{size}-v{FORMAT}.npz"
     stored = cached(path, lambda: {"images": pictures(source, paths, size, channels)})
@@ -58,9 +69,9 @@ def load(
 
 
 def find_classes(source: Path) -> dict[str, list[str]]:
-    """class -> the paths of its pictures within `source`, both sorted; what lies above all classes is in no name.
+    """Return class -> the paths of its pictures within `source`, both sorted. Common parent folders are in no name.
 
-    Raises InputError if there is no class, a picture in no class folder, or a class folder without a picture.
+    Raises InputError if there is no class, a picture outside of class folders, or a class folder without a picture.
     """
     folders: dict[str, list[str]] = {}
     entries = listing(source)
@@ -69,45 +80,60 @@ def find_classes(source: Path) -> dict[str, list[str]]:
             folders.setdefault(posixpath.dirname(entry), []).append(entry)
     if not folders:
         raise InputError(f"{source} holds no pictures ({', '.join(PICTURES)}); it must be {LAYOUT}")
-    above = {""}.union(*map(_above, folders))
-    for folder in sorted(above.intersection(folders)):
+    parents = {""}.union(*map(_parents, folders))
+    for folder in sorted(parents.intersection(folders)):
         raise InputError(f"{source}: {folders[folder][0]} is in no class folder; there must be {LAYOUT}")
-    for folder in sorted(set(map(posixpath.dirname, entries)) - above - set(folders)):
-        if not folders.keys() & _above(folder):  # what is in a class folder, beside its pictures, is its own affair
+    for folder in sorted(set(map(posixpath.dirname, entries)) - parents - set(folders)):
+        if not folders.keys() & _parents(folder):  # other folders within a class folder are ignored
             raise InputError(f"{source}: the folder {folder} holds no pictures ({', '.join(PICTURES)})")
     common = posixpath.commonpath(map(posixpath.dirname, folders))
     return {folder.removeprefix(f"{common}/"): members for folder, members in sorted(folders.items())}
 
 
-def _above(folder: str) -> set[str]:
-    """The folders that a folder is in, within the source."""
+def _parents(folder: str) -> set[str]:
+    """Return the folders within the source that a folder is in."""
     parts = folder.split("/")
     return {"/".join(parts[:n]) for n in range(1, len(parts))}
 
 
 def _splits(
-    source: Path, classes: list[str], train_fraction: float, validation_fraction: float
+    source: Path, classes: list[str], train_fraction: float, validation_fraction: float, rule: str
 ) -> dict[Split, np.ndarray]:
-    """By the outer folders if these are named after splits, else by fractions; two classes in each at least."""
-    places = [name.partition("/") for name in classes]
-    if any(rest and outer in SPLIT_FOLDERS for outer, _, rest in places):
-        for name, (outer, _, rest) in zip(classes, places, strict=True):
-            if not rest or outer not in SPLIT_FOLDERS:
+    """Return the splits by the outer folders if these are named after splits, else by fractions."""
+    outer = [name.partition("/") for name in classes]
+    if any(rest and first in SPLIT_FOLDERS for first, _, rest in outer):
+        for name, (first, _, rest) in zip(classes, outer, strict=True):
+            if not rest or first not in SPLIT_FOLDERS:
                 raise InputError(f"{source}: the folder {name} is in none of train, validation (or val) and test")
-        splits = named_splits(source, [(SPLIT_FOLDERS[outer], name) for outer, _, name in places])
+        splits = named_splits(source, [(SPLIT_FOLDERS[first], name) for first, _, name in outer])
         advice = f"there must be {LAYOUT}"
     else:
-        train, validation = (round(f * len(classes)) for f in (train_fraction, validation_fraction))
-        if min(train, validation) < 0 or train + validation > len(classes):
-            raise InputError(
-                f"data.train_fraction={train_fraction} and data.validation_fraction={validation_fraction} must leave "
-                "something of 1 for testing"
-            )
-        splits = fixed_splits(classes, train, validation)
+        splits = _by_fractions(classes, train_fraction, validation_fraction, rule)
         advice = "add classes, or change data.train_fraction and data.validation_fraction"
     for split, ids in splits.items():
-        if len(ids) < 2:
+        if len(ids) < FEWEST and len(classes) < 3 * FEWEST:
+            raise InputError(too_few(source, classes))
+        if len(ids) < FEWEST:
             raise InputError(
                 f"{source} has {len(classes)} classes, {len(ids)} of them for {split}; a task needs two: {advice}"
             )
     return splits
+
+
+def _by_fractions(classes: list[str], train: float, validation: float, rule: str) -> dict[Split, np.ndarray]:
+    counts = [round(fraction * len(classes)) for fraction in (train, validation)]
+    if min(train, validation) < 0 or train + validation > 1 or sum(counts) > len(classes):
+        raise InputError(
+            f"data.train_fraction={train} and data.validation_fraction={validation} must leave something of 1 for "
+            "testing"
+        )
+    return fixed_splits(classes, *counts) if rule == "count" else splits_by_name(classes, train, validation, FEWEST)
+
+
+def too_few(source: Path, classes: list[str]) -> str:
+    """Return the message for a collection with too few classes to meta-train on."""
+    return (
+        f"{source} has {len(classes)} classes ({', '.join(classes)}): meta-training needs more, at least {FEWEST} for "
+        "each of train, validation and test. A few classes with a handful of labelled pictures are a case for adapting "
+        "a trained run without meta-training: innerloop.load(RUN).adapt(support)"
+    )

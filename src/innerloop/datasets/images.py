@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import secrets
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -76,6 +77,23 @@ def fixed_splits(classes: Sequence[str], train: int, validation: int) -> dict[Sp
     order = np.array(sorted(range(len(classes)), key=lambda i: hashlib.sha256(classes[i].encode()).digest()))
     parts = np.split(order, [train, train + validation])
     return {split: np.sort(part) for split, part in zip(SPLITS, parts, strict=True)}
+
+
+def splits_by_name(classes: Sequence[str], train: float, validation: float, fewest: int) -> dict[Split, np.ndarray]:
+    """Return the class ids of each split, where each class is assigned by the digest of its own name.
+
+    So a class that is added or removed later moves no other class from training to validation or test.
+
+    train, validation: fractions of the classes, which are met approximately. The others are test classes.
+    fewest: number of classes that test and validation get at least, from those with the smallest digests.
+    """
+    digests = [hashlib.sha256(unicodedata.normalize("NFC", name).encode()).digest() for name in classes]
+    order = sorted(range(len(classes)), key=lambda i: digests[i])
+    position = np.array([int.from_bytes(digests[i][:8]) / 2**64 for i in order])
+    test = max(int(np.searchsorted(position, 1 - train - validation)), fewest)
+    rest = max(int(np.searchsorted(position, 1 - train)), test + fewest)
+    parts = np.split(np.array(order, dtype=np.int64), [test, rest])
+    return {split: np.sort(part) for split, part in zip(("test", "validation", "train"), parts, strict=True)}
 
 
 def named_splits(source: Path, classes: Sequence[tuple[Split, str]]) -> dict[Split, np.ndarray]:

@@ -67,7 +67,7 @@ def reported_errors() -> Iterator[None]:
         yield
     except (*USER_ERRORS, AssertionError) as error:
         message = missing_parent(error) if isinstance(error, AssertionError) else explain(error)
-        if message is None or _is_job() or typed_value("traceback", [a.lower() for a in sys.argv]) == "true":
+        if message is None or _is_job() or "traceback=true" in [a.lower() for a in sys.argv]:
             raise
         _report(message)
         raise Reported(130 if isinstance(error, Stopped) else 1) from None

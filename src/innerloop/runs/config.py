@@ -33,10 +33,16 @@ def load_config(run_dir: Path) -> DictConfig:
     return cfg
 
 
+OLD_SPLIT_RULE = {"innerloop.datasets.folder.load": "count"}
+"""Loader -> the rule that its classes were split by in configurations without `split_rule`."""
+
+
 def _upgrade(cfg: DictConfig) -> None:
     """Give a configuration that an older version recorded the keys of today."""
     if "debug" in cfg:  # the older name of `traceback`
         cfg.traceback = cfg.pop("debug")
+    if isinstance(cfg.get("data"), DictConfig) and cfg.data.get("dataset") in OLD_SPLIT_RULE:
+        cfg.data.setdefault("split_rule", OLD_SPLIT_RULE[cfg.data.dataset])
     if isinstance(cfg.get("trainer"), DictConfig):
         today = OmegaConf.structured(TrainerConfig)
         for name in today:

@@ -1,6 +1,7 @@
 """N-way k-shot classification over any labelled images."""
 
 import copy
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,23 +11,30 @@ from innerloop.datasets.images import LabelledImages
 from innerloop.episodes import SPLITS, Episode, InputError, MetaBatch, Samples, Split
 from innerloop.tasks.base import Classification, positive
 
+log = logging.getLogger("innerloop")
+
+NAMED = 10
+"""The largest number of left-out classes that a message names."""
+
 
 class FewShotImages(Classification):
-    """Each task is to tell apart `ways` classes of the split at hand, from `shots` examples of each.
+    """Tasks of telling apart `ways` classes of a split, from `shots` examples of each.
 
-    The set-up of Vinyals et al. (2016). x: (ways * shots, C, H, W) and (ways * queries, C, H, W), float32 in [0, 1];
+    The set-up of Vinyals et al. (2016). x: (ways * shots, C, H, W) and (ways * queries, C, H, W), float32 in [0, 1].
     y: the classes numbered 0 to ways - 1 in random order. No image is in both support and query.
 
-    queries: query images of each class; train_queries: the same in training episodes, null for as many.
-    rotations: in training episodes a class turned by 90, 180 or 270 degrees is another class, and one task mixes all
-    four (Santoro et al., 2016; Vinyals et al., 2016); validation and test tasks are upright.
+    queries: number of query images per class. train_queries: the same for training episodes; None: as many.
+    rotations: in training episodes a class turned by 90, 180 or 270 degrees is another class, and a task mixes all four
+        (Santoro et al., 2016; Vinyals et al., 2016). Validation and test tasks are upright.
+    min_ways, min_shots: if given, the number of classes of an episode is uniform from min_ways to `ways`, and the
+        number of support images per class is uniform from min_shots to `shots`, for each class separately if
+        `unbalanced`. These are Meta-Dataset's varied tasks (Triantafillou et al., 2020, section 3.2) without their
+        dependence on class sizes. Queries stay balanced. Such an episode is a part of the full-size episode of the same
+        index, so that settings can be compared in pairs. Meta-batches are then lists of episodes.
+    min_images: classes with fewer images are left out of their split. Classes with too few images for an episode,
+        shots + queries, are left out in any case. The log says how many and which.
 
-    min_ways, min_shots: if given, an episode has uniformly min_ways to `ways` classes, and min_shots to `shots` support
-    images of each, drawn for each class by itself if `unbalanced`: Meta-Dataset's varied tasks (Triantafillou et al.,
-    2020, section 3.2) without its dependence on class sizes. Queries stay balanced. Such an episode is the one of the
-    same index at full size, thinned, so that settings pair. Meta-batches are then lists of episodes.
-
-    Raises InputError if a split has too few classes, or a class too few images.
+    Raises InputError if a split has too few classes with enough images, and for sizes that are not possible.
     """
 
     def __init__(
@@ -40,11 +48,12 @@ class FewShotImages(Classification):
         min_ways: int | None = None,
         min_shots: int | None = None,
         unbalanced: bool = False,
+        min_images: int | None = None,
     ) -> None:
         positive(shots=shots, queries=queries)
         if train_queries is None:
             train_queries = queries
-        positive(train_queries=train_queries)
+        positive(train_queries=train_queries, min_images=1 if min_images is None else min_images)
         if ways < 2:
             raise InputError(f"ways must be at least 2, got {ways}")
         for name, fewest, smallest, largest in (("ways", min_ways, 2, ways), ("shots", min_shots, 1, shots)):
@@ -60,20 +69,22 @@ class FewShotImages(Classification):
         self.varied_ways = self.min_ways < ways
         self.ragged = self.varied_ways or self.min_shots < shots
         self.queries = {split: train_queries if split == "train" else queries for split in SPLITS}
-        for split in SPLITS:
-            self._check(split)
+        self.classes = {split: self._usable(split, min_images or 1) for split in SPLITS}
         self.input_shape = tuple(dataset.images.shape[1:])
         self.output_size = ways
         self._pooled = False
 
     def pooled(self) -> "tuple[FewShotImages, int | None]":
-        """The same tasks, training labels the classes of the whole training split (with rotations, four of each)."""
+        """Return the same tasks, whose training labels are all training classes, and the number of these labels.
+
+        With rotations there are four labels per class.
+        """
         other = copy.copy(self)
         other._pooled = True
-        return other, len(self.dataset.splits["train"]) * (4 if self.rotations else 1)
+        return other, len(self.classes["train"]) * (4 if self.rotations else 1)
 
     def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> MetaBatch:
-        """x (tasks, n, C, H, W) float32 in [0, 1] and y (tasks, n) int64; a list of tasks where their n may differ."""
+        """Return episodes with x (tasks, n, C, H, W) and y (tasks, n), or a list of them if their n may differ."""
         drawn = [self._choose(split, rng) for rng in rngs]
         if self.ragged:
             return [Episode(*(self._samples(*part) for part in episode)) for episode in drawn]
@@ -81,26 +92,26 @@ class FewShotImages(Classification):
         return Episode(*(self._samples(*map(np.stack, zip(*part, strict=True))) for part in parts))
 
     def _choose(self, split: Split, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Support and query, of each image: its index among all images, quarter turns and label, (n,) each."""
-        classes, data = self.dataset.splits[split], self.dataset
+        """Return for support and query, each (n,): the images' indices, their quarter turns and their labels."""
+        classes, data = self.classes[split], self.dataset
         angles = 4 if self.rotations and split == "train" else 1
         drawn = rng.choice(angles * len(classes), self.ways, replace=False)
         ids, turns = classes[drawn // angles], drawn % angles
         counts = data.counts[ids]
-        # The smallest of independent uniform numbers are a subset without replacement, all classes in one call.
+        # The images with the smallest of independent uniform numbers are a subset without replacement.
         keys = rng.random((self.ways, counts.max()))
         keys[np.arange(counts.max()) >= counts[:, None]] = np.inf
         members = keys.argsort(axis=1)[:, : self.shots + self.queries[split]]
         labels = drawn if self._pooled and split == "train" else np.arange(self.ways)
-        # The sizes are drawn last: whatever they are, classes and images are those of the full size.
+        # Sizes are drawn last, so that the classes and images are those of the full size.
         ways = rng.integers(self.min_ways, self.ways + 1)
         shots = rng.integers(self.min_shots, self.shots + 1, size=(self.ways if self.unbalanced else 1, 1))
-        here, column = np.arange(self.ways)[:, None] < ways, np.arange(members.shape[1])
-        parts = [np.nonzero(here & (column < shots)), np.nonzero(here & (column >= self.shots))]
+        present, column = np.arange(self.ways)[:, None] < ways, np.arange(members.shape[1])
+        parts = [np.nonzero(present & (column < shots)), np.nonzero(present & (column >= self.shots))]
         return [(data.first[ids[c]] + members[c, i], turns[c], labels[c]) for c, i in parts]
 
     def _samples(self, indices: np.ndarray, turns: np.ndarray, labels: np.ndarray) -> Samples:
-        # numpy, not torch: a worker's or the loop's own threads would wait for each other over these few bytes.
+        # numpy and not torch, whose threads would wait for each other over these few bytes.
         images = self.dataset.images.numpy().take(indices, axis=0)
         for turn in (1, 2, 3):
             chosen = turns == turn
@@ -108,15 +119,20 @@ class FewShotImages(Classification):
                 images[chosen] = np.rot90(images[chosen], turn, (-2, -1))
         return Samples(torch.from_numpy(np.divide(images, 255, dtype=np.float32)), torch.from_numpy(labels))
 
-    def _check(self, split: Split) -> None:
+    def _usable(self, split: Split, min_images: int) -> np.ndarray:
+        """Return the ids of a split's classes with enough images. Raises InputError if they are too few."""
         ids = self.dataset.splits[split]
-        available = len(ids) * (4 if self.rotations and split == "train" else 1)
+        needed = self.shots + self.queries[split]
+        enough = self.dataset.counts[ids] >= max(needed, min_images)
+        rare = [self.dataset.classes[i] for i in ids[~enough]]
+        names = ", ".join(rare[:NAMED]) + (f" and {len(rare) - NAMED} more" if len(rare) > NAMED else "")
+        because = f"shots={self.shots} and {self.queries[split]} queries need {needed} images per class"
+        if min_images > needed:
+            because = f"min_images={min_images}"
+        available = int(enough.sum()) * (4 if self.rotations and split == "train" else 1)
         if self.ways > available:
-            raise InputError(f"ways={self.ways}, but the {split} split has {available} classes")
-        smallest = ids[self.dataset.counts[ids].argmin()]
-        wanted, held = self.shots + self.queries[split], self.dataset.counts[smallest]
-        if wanted > held:
-            raise InputError(
-                f"shots={self.shots} and {self.queries[split]} queries need {wanted} images of a class, but "
-                f"{self.dataset.classes[smallest]} of the {split} split has {held}"
-            )
+            without = f" without {len(rare)} rare classes ({names}; {because})" if rare else ""
+            raise InputError(f"ways={self.ways}, but the {split} split has {available} classes{without}")
+        if rare:
+            log.warning("%d of %d %s classes are left out, since %s: %s", len(rare), len(ids), split, because, names)
+        return ids[enough]

@@ -1,10 +1,14 @@
 """What the tests share: double precision, small meta-batches, plain losses, a quiet Trainer, and tiny runs."""
 
+import fcntl
 import logging
+import os
 import runpy
+import shutil
 import sys
+import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,38 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from innerloop.episodes import Episode, Samples, Weights, apply
+
+# Files in the order in which the workers start them: the slowest first, so that none is left for the end.
+SLOWEST = ("test_commands", "test_ranks", "test_search", "test_sweep", "test_golden", "test_wandb", "test_load")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+LOCKS = "INNERLOOP_TEST_LOCKS"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        os.environ[LOCKS] = tempfile.mkdtemp()  # the workers inherit it
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(LOCKS))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let a test that is marked as `alone` run while no other worker runs a test."""
+    with Path(os.environ[LOCKS], "turn").open("w") as turn, Path(os.environ[LOCKS], "room").open("w") as room:
+        # Whoever waits to be alone holds the turn, so that the others cannot go on taking the room.
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        fcntl.flock(turn, fcntl.LOCK_UN)
+        return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -321,6 +321,7 @@ def test_run_directory_is_not_overwritten(sweep: dict[tuple[str, int], Path], he
     assert (run_dir / "config.yaml").read_bytes() == before
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("flag", [["--help"], ["--cfg", "job"]])
 def test_help_answers_at_once(flag: list[str], tmp_path: Path) -> None:
     times = []

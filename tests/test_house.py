@@ -92,7 +92,7 @@ def violations(module: str, source: str, is_package: bool = False) -> list[str]:
         elif top == "innerloop" and other and other != room:
             # The package itself has no storey, because it is imported before any of its rooms.
             if not room:
-                if name != DOOR:
+                if name not in DOOR:
                     found.append(f"{module} imports {name}")
             elif other not in STOREY or STOREY[other] >= STOREY[room]:
                 found.append(f"{module} imports {name}, which is not on a storey below")
@@ -103,7 +103,7 @@ def violations(module: str, source: str, is_package: bool = False) -> list[str]:
     return found
 
 
-DOOR = "innerloop.runs.load.load_run"
+DOOR = ("innerloop.runs.load.load_run", "innerloop.runs.load.Run")
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -202,7 +202,7 @@ def test_a_planted_violation_is_caught(module: str, source: str, is_package: boo
         ("innerloop.tasks.images", "from ..datasets.images import LabelledImages\nimport torch.nn", False),
         ("innerloop.runs.build", "from hydra import compose\nfrom innerloop.learners import MAML", False),
         ("innerloop.sweeps.read", "from innerloop.runs.compare import read_run", False),
-        ("innerloop", f"def load():\n    from {DOOR.rpartition('.')[0]} import load_run", True),
+        ("innerloop", "def load():\n    from innerloop.runs.load import load_run", True),
     ],
 )
 def test_what_is_allowed_is_not_caught(module: str, source: str, is_package: bool) -> None:

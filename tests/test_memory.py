@@ -72,6 +72,7 @@ def test_it_is_in_megabytes_and_does_not_fall(told_by_the_kernel: bool) -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other mallocs have other settings")
+@pytest.mark.alone
 def test_what_is_freed_is_kept_for_the_next_tensor_in_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
@@ -102,6 +103,7 @@ print(resident() - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other mallocs have other settings")
+@pytest.mark.alone
 def test_what_is_freed_can_be_told_to_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)

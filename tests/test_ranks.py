@@ -117,7 +117,7 @@ def others(process: subprocess.Popen[str]) -> list[int]:
             command, parent = path.read_bytes(), (path.parent / "stat").read_text().rpartition(")")[2].split()[1]
         except OSError:
             continue
-        if b"other_rank" in command and int(parent) == process.pid:
+        if b"train_as_rank" in command and int(parent) == process.pid:
             found.append(int(path.parent.name))
     return found
 
@@ -239,7 +239,7 @@ def refused(*arguments: str) -> str:
         ),
         (["trainer.precision=half"], "trainer.precision=half: choose one of 32-true"),
         (["trainer.precision=bf16-true"], "trainer.precision=bf16-true: choose one of 32-true"),
-        (["trainer.precision=tf32"], "trainer.precision=tf32: only GPUs compute in it"),
+        (["trainer.precision=tf32"], "trainer.precision=tf32 needs a GPU"),
         (["trainer.strategy=fsdp"], "trainer.strategy=fsdp: choose one of auto, ddp"),
         (["trainer.devices=0"], "trainer.devices=0: give a number above zero"),
         (["trainer.devices=two"], "trainer.devices=two: give a number above zero"),

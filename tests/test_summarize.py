@@ -82,7 +82,8 @@ def test_higher_accuracies_are_better_and_shown_in_percent(tmp_path: Path, capsy
     assert figure.axes[0].get_xlabel() == "test accuracy, %"
 
 
-def test_csv_markdown_and_terminal_say_the_same(sweep: Path, capsys: Capsys) -> None:
+def test_csv_markdown_and_terminal_say_the_same(sweep: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     rows = summarized(sweep)
     terminal = capsys.readouterr().out
     run_script("summarize", sweep, "--markdown")

@@ -124,7 +124,7 @@ def test_what_diverged_leaves_the_others_legible(tmp_path: Path) -> None:
     assert "continues" in {text.get_text() for text in figure.legends[0].get_texts()}
     (ax,) = figure_of("curves", tmp_path).axes
     assert ax.get_ylim()[1] == pytest.approx(40)
-    assert [text.get_text() for text in ax.texts] == ["what is above 40 is cut"]
+    assert [text.get_text() for text in ax.texts] == ["values above 40 are cut off"]
     found = read_sweep(tmp_path)
     figure = figures.parallel(found, found.rows[:4], "mse")
     assert figure.axes[0].get_title().endswith("; 1 above 20 drawn there")

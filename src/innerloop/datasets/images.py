@@ -93,7 +93,7 @@ def splits_by_name(classes: Sequence[str], train: float, validation: float, fewe
     test = max(int(np.searchsorted(position, 1 - train - validation)), fewest)
     rest = max(int(np.searchsorted(position, 1 - train)), test + fewest)
     parts = np.split(np.array(order, dtype=np.int64), [test, rest])
-    return {split: np.sort(part) for split, part in zip(("test", "validation", "train"), parts, strict=True)}
+    return {split: np.sort(part) for split, part in zip(reversed(SPLITS), parts, strict=True)}
 
 
 def named_splits(source: Path, classes: Sequence[tuple[Split, str]]) -> dict[Split, np.ndarray]:

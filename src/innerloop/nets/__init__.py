@@ -1,4 +1,4 @@
-"""Nets that are adapted, and the parts of hypernetworks. Every norm is exact under `torch.vmap`."""
+"""Nets that learners adapt, and the parts of hypernetworks. All norms here are exact under `torch.vmap`."""
 
 from innerloop.nets.conv4 import Conv4, convolutional
 from innerloop.nets.dense import MLP, Linear

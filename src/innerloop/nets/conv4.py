@@ -1,4 +1,4 @@
-"""The four-block convolutional net of few-shot image classification, in both published forms."""
+"""The convolutional net of four blocks for few-shot image classification, in both published forms."""
 
 from collections.abc import Sequence
 from math import prod
@@ -12,16 +12,20 @@ from innerloop.nets.norm import NORMS, norm_max_pool
 
 
 def convolutional(module: nn.Module) -> bool:
-    """Whether there are convolutions in it."""
+    """Return True if the module contains a convolution."""
     return any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
 
 
 class ConvNorm(nn.Module):
-    """Convolution of odd kernel size, padded to keep the positions (every stride-th of them), then norm."""
+    """A convolution followed by a norm.
+
+    kernel: the kernel size, an odd number. The input is padded so that the output has all its positions, or every
+        stride-th of them.
+    """
 
     def __init__(self, channels: int, width: int, norm: str, kernel: int = 3, stride: int = 1) -> None:
         super().__init__()
-        # A bias before a norm that removes the mean is dead weight.
+        # Batch norm subtracts the mean, so a bias before it would have no effect.
         self.conv = nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=norm != "batch")
         self.norm = choose("norm", norm, NORMS)(width)
 
@@ -29,12 +33,12 @@ class ConvNorm(nn.Module):
         return self.norm(self.convolved(x))
 
     def convolved(self, x: Tensor) -> Tensor:
-        """The convolution alone."""
-        return self.conv(fused.channels_last(x) if fused.suits(x, self.conv.weight) else x)
+        """Return the output of the convolution, without the norm."""
+        return self.conv(fused.channels_last(x) if fused.supported(x, self.conv.weight) else x)
 
 
 class Block(ConvNorm):
-    """3x3 convolution, norm, [2x2 max-pool], activation."""
+    """A 3x3 convolution, a norm, a 2x2 max-pool if `pool` is set, and an activation."""
 
     def __init__(self, channels: int, width: int, stride: int, pool: bool, norm: str, activation: str) -> None:
         super().__init__(channels, width, norm, stride=stride)
@@ -42,15 +46,15 @@ class Block(ConvNorm):
         self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
-        # The activations rise, so pooling first gives the same values with a quarter of the work.
+        # All activations are non-decreasing, so pooling before them gives the same values and costs a quarter.
         return self.activation(norm_max_pool(self.norm, self.convolved(x)) if self.pool else super().forward(x))
 
 
 class Conv4(nn.Module):
-    """Four 3x3 convolutions (Vinyals et al., 2016; Finn et al., 2017), then a linear head.
+    """Four 3x3 convolutions (Vinyals et al., 2016; Finn et al., 2017) and a linear head.
 
-    downsample="stride": stride-2 convolutions and the mean over positions (MAML's Omniglot net).
-    downsample="pool": 2x2 max-pools and all positions (MAML's mini-ImageNet net).
+    downsample="stride": convolutions of stride 2; the head reads the mean over positions (MAML's Omniglot net).
+    downsample="pool": 2x2 max-pools; the head reads all positions (MAML's mini-ImageNet net).
     x: (n, channels, height, width) -> (n, output_size).
     """
 
@@ -86,7 +90,7 @@ class Conv4(nn.Module):
 
 
 class MeanOverPositions(nn.Module):
-    """(n, channels, height, width) -> (n, channels)."""
+    """The mean over positions: (n, channels, height, width) -> (n, channels)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3))

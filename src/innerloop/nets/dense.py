@@ -1,4 +1,4 @@
-"""Linear and multi-layer nets on flat inputs. Like every net here they have a `body`, a `head` and a `feature_size`."""
+"""Linear and multi-layer nets on flattened inputs. Like all nets here, they have `body`, `head` and `feature_size`."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,7 +10,7 @@ from innerloop.episodes import InputError
 
 
 class LeakyReLU(nn.LeakyReLU):
-    """max(x, x / 10)."""
+    """Leaky ReLU with a slope of 0.1 for negative inputs: max(x, x / 10)."""
 
     def __init__(self) -> None:
         super().__init__(0.1)
@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def choose(kind: str, name: str, choices: dict[str, type[nn.Module]]) -> type[nn.Module]:
-    """The named choice, or an InputError that lists them."""
+    """Return the choice of this name. Raises InputError, which lists the choices, if there is none."""
     if name not in choices:
         raise InputError(f"unknown {kind} {name!r}; choose one of {', '.join(choices)}")
     return choices[name]
@@ -60,7 +60,7 @@ class MLP(nn.Module):
 
 
 class Linear(MLP):
-    """f(x) = W x + b. x: (n, *input_shape) -> (n, output_size)."""
+    """A linear net, f(x) = W x + b. x: (n, *input_shape) -> (n, output_size)."""
 
     def __init__(self, input_shape: int | Sequence[int], output_size: int) -> None:
         super().__init__(input_shape, [], output_size)

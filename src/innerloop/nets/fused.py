@@ -1,4 +1,4 @@
-"""Where layers may use fused kernels and which layout suits them; batch norm with a quicker second derivative."""
+"""Fused kernels: when layers may use them, the memory layout for them, and batch norm with a fast second derivative."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +13,11 @@ from torch.autograd import Function
 aten = torch.ops.aten
 
 WORTHWHILE = 2**14
-"""Entries from which the second derivative gains more than nodes written in Python cost.
+"""Number of entries of an input from which `batch_norm` is faster than torch's batch norm.
 
-From the workloads of scripts/benchmark.py on the CPU, with this at 2**13 to 2**17 and out of reach.
+Below it, the time that the second derivative saves is less than the time that autograd nodes written in Python cost.
+Chosen from the workloads of scripts/benchmark.py on the CPU, by trying values from 2**13 to 2**17 and one that is
+never reached.
 """
 
 
@@ -24,7 +26,10 @@ _on: ContextVar[bool] = ContextVar("_on", default=False)
 
 @contextmanager
 def fused_layers() -> Iterator[None]:
-    """Inside, layers use fused kernels, torch's or ours: faster, and exact but for vmap. The loop engine's."""
+    """Let layers inside use fused kernels, torch's or our own. They are faster, and exact except under `torch.vmap`.
+
+    The engine enters this context where it runs tasks one by one.
+    """
     token = _on.set(True)
     try:
         yield
@@ -33,29 +38,35 @@ def fused_layers() -> Iterator[None]:
 
 
 def on() -> bool:
-    """Whether this is inside of `fused_layers`."""
+    """Return True inside `fused_layers`."""
     return _on.get()
 
 
 def inside_transform() -> bool:
-    """Whether a transform of torch.func, such as vmap or grad, is at work."""
+    """Return True inside a transform of torch.func, such as vmap or grad."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def suits(x: Tensor, weight: Tensor) -> bool:
-    """Whether kernels of ours have a rule for x and for what is at work: see `fused_layers`."""
+def supported(x: Tensor, weight: Tensor) -> bool:
+    """Return True if our own kernels may be used for x and this weight.
+
+    That is inside `fused_layers`, outside transforms of torch.func, on the CPU, and if both have the same
+    floating-point type.
+    """
     fits = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype.is_floating_point
     return on() and fits and not inside_transform()
 
 
 def worthwhile(x: Tensor, weight: Tensor) -> bool:
-    """Whether `batch_norm` is faster than torch's, too."""
-    return x.numel() >= WORTHWHILE and suits(x, weight)
+    """Return True if `batch_norm` may be used and is faster than torch's."""
+    return x.numel() >= WORTHWHILE and supported(x, weight)
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """x, (n, channels, height, width), with the channels of a position side by side in memory; with one channel, too,
-    where torch sees no difference. Convolutions, norms and pools on the CPU hand the layout on, and are faster in it.
+    """Return x, (n, channels, height, width), with the channels of each position side by side in memory.
+
+    On the CPU, convolutions, norms and pools are faster in this layout, and their outputs have it too. For one channel
+    torch takes both layouts to be the same, so the strides are set explicitly.
     """
     if x.shape[1] == 1:
         return x.contiguous().view(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
@@ -63,10 +74,12 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """`torch.nn.functional.batch_norm` by the statistics of x, (n, channels, *positions), to be differentiated twice.
+    """Return `torch.nn.functional.batch_norm` of x by its own statistics, with a fast second derivative.
 
-    Torch composes the second derivative of many operations as large as x; here it is one fused call and a few more.
-    Further derivatives are torch's; there is no rule for the transforms of torch.func.
+    Torch composes the second derivative of many operations on tensors as large as x. Here it takes one fused kernel
+    and a few such operations. Higher derivatives are computed by torch. Transforms of torch.func are not supported.
+
+    x: (n, channels, *positions).
     """
     return _BatchNorm.apply(x, weight, bias, eps)
 
@@ -85,66 +98,70 @@ class _BatchNorm(Function):
 
 
 class _Gradient(Function):
-    """The gradients of x, weight and bias, as a function of the upstream one, x and weight.
+    """The gradients of x, weight and bias, as a differentiable function of the upstream gradient, x and weight.
 
-    With x' the normalised x, r the inverse deviation, w the weight, g the upstream gradient and, channel by channel,
-    P u = u - mean(u) - x' mean(u x'): they are w r P g, sum(g x') and sum(g).
+    Notation: x' is the normalised x, r the inverse standard deviation, w the weight, g the upstream gradient, and
+    P u = u - mean(u) - x' mean(u x') for each channel. The three gradients are w r P g, sum(g x') and sum(g).
     """
 
     @staticmethod
     def forward(
         ctx: Any, g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        found = aten.native_batch_norm_backward(g, x, weight, None, None, mean, r, True, eps, [True] * 3)
+        gradients = aten.native_batch_norm_backward(g, x, weight, None, None, mean, r, True, eps, [True] * 3)
         ctx.eps = eps
-        ctx.save_for_backward(g, x, weight, mean, r, *found[1:])
-        return found
+        ctx.save_for_backward(g, x, weight, mean, r, *gradients[1:])
+        return gradients
 
     @staticmethod
     def backward(ctx: Any, v: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor | None, ...]:
-        # The gradient of <v, w r P g> + <a, sum(g x')> + <b, sum(g)>, with dx' = r P dx and dr = -r^2 mean(x' dx).
-        g, x, weight, mean, r, g_x, g_sum = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated once more
-            return *by_torch(_norm, (g, x, weight), (v, a, b), ctx.eps), None, None, None
-        of_v, v_x, v_sum = aten.native_batch_norm_backward(
+        # v, a and b are the upstream gradients of the three gradients. This returns the gradient of
+        # <v, w r P g> + <a, sum(g x')> + <b, sum(g)>, with dx' = r P dx and dr = -r^2 mean(x' dx).
+        g, x, weight, mean, r, gx_sum, g_sum = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a third derivative will be taken
+            return *second_derivative_by_torch(_norm, (g, x, weight), (v, a, b), ctx.eps), None, None, None
+        projected, vx_sum, v_sum = aten.native_batch_norm_backward(
             v, x, weight, None, None, mean, r, True, ctx.eps, [True] * 3
         )  # w r P v, sum(v x') and sum(v)
         n = x.numel() // x.shape[1]
-        g_x, g_mean, v_x, v_mean = g_x / n, g_sum / n, v_x / n, v_sum / n
+        gx_mean, g_mean, vx_mean, v_mean = gx_sum / n, g_sum / n, vx_sum / n, v_sum / n
         covariance = (v * g).sum([0, *range(2, x.ndim)]) / n - v_mean * g_mean
 
-        def each(channel: Tensor) -> Tensor:
-            return channel.view(1, -1, *[1] * (x.ndim - 2))
+        def expand(per_channel: Tensor) -> Tensor:
+            return per_channel.view(1, -1, *[1] * (x.ndim - 2))
 
-        normal = torch.addcmul(each(-mean * r), x, each(r))
-        of_g = of_v.addcmul_(normal, each(a)).add_(each(b))
-        by_v, by_g, by_normal = factors(weight, r, a, v_x, g_x, covariance)
-        of_x = torch.addcmul(each(-by_v * v_mean - by_g * g_mean), normal, each(by_normal))
-        of_x.addcmul_(v, each(by_v)).addcmul_(g, each(by_g))
-        return of_g, of_x, n * r * (covariance - v_x * g_x), None, None, None
+        normal = torch.addcmul(expand(-mean * r), x, expand(r))
+        grad_g = projected.addcmul_(normal, expand(a)).add_(expand(b))
+        v_factor, g_factor, normal_factor = x_gradient_factors(weight, r, a, vx_mean, gx_mean, covariance)
+        grad_x = torch.addcmul(expand(-v_factor * v_mean - g_factor * g_mean), normal, expand(normal_factor))
+        grad_x.addcmul_(v, expand(v_factor)).addcmul_(g, expand(g_factor))
+        return grad_g, grad_x, n * r * (covariance - vx_mean * gx_mean), None, None, None
 
 
-def factors(
-    weight: Tensor, r: Tensor, a: Tensor, v_x: Tensor, g_x: Tensor, covariance: Tensor
+def x_gradient_factors(
+    weight: Tensor, r: Tensor, a: Tensor, vx_mean: Tensor, gx_mean: Tensor, covariance: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What v, g and x' are multiplied by, a channel at a time, in the gradient of x of the second derivative.
+    """Return the factors per channel of v, g and x' in the gradient of x that the second derivative returns.
 
-    See `_Gradient`. v_x and g_x: the means of v x' and g x'; covariance: that of v and g.
+    For the notation see `_Gradient`. vx_mean, gx_mean: means of v x' and of g x'. covariance: of v and g.
     """
     slope, direct = weight * r * r, a * r
-    return -slope * g_x, direct - slope * v_x, slope * (3 * v_x * g_x - covariance) - direct * g_x
+    return -slope * gx_mean, direct - slope * vx_mean, slope * (3 * vx_mean * gx_mean - covariance) - direct * gx_mean
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
 
 
-def by_torch(
+def second_derivative_by_torch(
     function: Callable[..., Tensor], inputs: tuple[Tensor, ...], upstream: tuple[Tensor, ...], eps: float
 ) -> tuple[Tensor, ...]:
-    """What upstream gradients of the gradient of function(x, weight, bias, eps) are for g, x and weight, by torch.
+    """Return the gradients of g, x and weight that torch computes for the gradient of function(x, weight, bias, eps).
 
-    inputs: g, x and weight; upstream: of the gradients of x, weight and bias. To be differentiated further.
+    They can be differentiated further.
+
+    inputs: g, x and weight, where g is the upstream gradient of the function. upstream: the upstream gradients of the
+        function's gradients of x, weight and bias.
     """
     g, x, weight = inputs = tuple(t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs)
     bias = torch.zeros_like(weight, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The hypernetwork's writing half: from the code of a support set to named weights of the target net."""
+"""The generator of a hypernetwork, which writes named weights of the target net from the code of a support set."""
 
 from collections.abc import Mapping
 from math import prod
@@ -10,17 +10,21 @@ from innerloop.episodes import InputError, Weights
 
 
 class Generator(nn.Module):
-    """Writes a named subset of a net's weights from a code.
+    """A module that writes a named subset of a net's weights from a code.
 
-    shapes: the weights to write, by name. code_size: length of a code.
-    classes: if set, codes come one a class, (classes, code_size); weights named `head.*` are then written row by row,
-        each class's row from that class's code, and all others from the mean code. Otherwise a code is (code_size,).
-    chunk_size: write the other weights in chunks of this many numbers by one shared small net that is told which chunk
-        (von Oswald et al., 2020), so that its size does not grow with the target's. None: one linear map.
-    init="zero": the output starts at exactly zero, for a residual on theta.
-    init="linear": a linear layer's usual start without a bias, so that the zero code writes zeros and others do not.
-    init="hyperfan_in": the output starts with the variance that keeps the target net's activations even (Chang et al.,
-        2020, ReLU case, code entries of unit variance), for weights that replace theta.
+    shapes: shapes of the weights to write, by name. code_size: length of a code.
+    classes: number of classes; there is then one code per class, (classes, code_size). Weights named `head.*` are
+        written row by row, each class's row from the code of this class, and all other weights from the mean of the
+        codes. None: all weights are written from a single code, (code_size,).
+    chunk_size: write the weights that are not written row by row in chunks of this many numbers. All chunks share one
+        small net, which also gets an embedding of the chunk (von Oswald et al., 2020), so that its size does not grow
+        with the target net. None: one linear map writes these weights.
+    init="zero": the output is exactly zero at the start. For weights that are added to theta.
+    init="linear": the usual initialisation of a linear layer, but with zero bias, so that the zero code writes zeros
+        and other codes do not.
+    init="hyperfan_in": the output starts with the variance that keeps the scale of the target net's activations equal
+        from layer to layer (Chang et al., 2020, ReLU case, for code entries of unit variance). For weights that replace
+        theta.
     """
 
     def __init__(
@@ -55,8 +59,8 @@ class Generator(nn.Module):
             parts = self.row_writer(code).split(sizes, -1)
             written |= {n: p.reshape(s) for (n, s), p in zip(self.rows.items(), parts, strict=True)}
         if self.writer is not None:
-            one = code.mean(0) if self.by_class else code
-            parts = self.writer(one).split([prod(s) for s in self.whole.values()], -1)
+            single_code = code.mean(0) if self.by_class else code
+            parts = self.writer(single_code).split([prod(s) for s in self.whole.values()], -1)
             written |= {n: p.reshape(s) for (n, s), p in zip(self.whole.items(), parts, strict=True)}
         return written
 
@@ -79,7 +83,7 @@ class Generator(nn.Module):
 
 
 class ChunkedWriter(nn.Module):
-    """code (code_size,) -> (size,) numbers, chunk by chunk; zero at the start."""
+    """A module that writes numbers in chunks, code (code_size,) -> (size,). They are all zero at the start."""
 
     def __init__(self, code_size: int, size: int, chunk_size: int) -> None:
         super().__init__()
@@ -91,5 +95,5 @@ class ChunkedWriter(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, code: Tensor) -> Tensor:
-        told = torch.cat([code.expand(self.chunks.shape[0], -1), self.chunks], -1)
-        return self.out(self.mix(told)).flatten()[: self.size]
+        inputs = torch.cat([code.expand(self.chunks.shape[0], -1), self.chunks], -1)
+        return self.out(self.mix(inputs)).flatten()[: self.size]

@@ -1,8 +1,8 @@
-"""Normalisation that stays exact when tasks run under `torch.vmap` and its result is differentiated twice.
+"""Norms that stay exact when tasks run under `torch.vmap` and the result is differentiated twice.
 
-`torch.vmap` over `F.batch_norm`, `F.layer_norm` or `F.instance_norm`, differentiated from outside, gives wrong
-second-order gradients without a word (torch 2.13). A batch norm composed of elementary operations is exact, and so is
-`F.group_norm`; layer norm is a group norm of one group.
+If `F.batch_norm`, `F.layer_norm` or `F.instance_norm` runs under `torch.vmap` and is differentiated from outside, the
+second-order gradients are wrong, and there is no warning (torch 2.13). A batch norm composed of elementary operations
+is exact, and so is `F.group_norm`. Layer norm is a group norm with one group.
 """
 
 import copy
@@ -19,14 +19,14 @@ from innerloop.nets import fused, fused_pool
 
 Moments = tuple[Tensor, Tensor]
 Source = Callable[["BatchNorm", Tensor], Moments]
-"""(a batch norm or its copy with other weights, its input) -> the mean and variance of each channel to use."""
+"""(batch norm, its input) -> the mean and variance per channel to use. The batch norm may be a copy with other weights."""
 
 _source: ContextVar[Source | None] = ContextVar("_source", default=None)
 
 
 @contextmanager
 def statistics_from(source: Source) -> Iterator[None]:
-    """Inside, batch norms take their mean and variance from `source` instead of from the batch at hand."""
+    """Let batch norms inside take their mean and variance from `source` instead of from the current batch."""
     token = _source.set(source)
     try:
         yield
@@ -35,14 +35,14 @@ def statistics_from(source: Source) -> Iterator[None]:
 
 
 def moments(x: Tensor) -> Moments:
-    """Mean and biased variance of each channel. x: (n, channels, *positions) -> (channels,) twice."""
+    """Return the mean and the biased variance per channel. x: (n, channels, *positions) -> (channels,) twice."""
     dims = [0, *range(2, x.ndim)]
     mean = x.mean(dims)
-    return mean, (x - mean.view(_per_channel(x))).square().mean(dims)
+    return mean, (x - mean.view(_channel_shape(x))).square().mean(dims)
 
 
 def with_statistics_from(net: nn.Module, source: Source) -> nn.Module:
-    """The same net, whose batch norms always take their statistics from `source`; its weights are no copies."""
+    """Return the net with batch norms that always take their statistics from `source`. The weights are shared."""
 
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         with statistics_from(source):
@@ -52,10 +52,11 @@ def with_statistics_from(net: nn.Module, source: Source) -> nn.Module:
 
 
 def with_statistics_of(net: nn.Module, reference: Tensor) -> nn.Module:
-    """The same net, whose batch norms use the statistics of `reference` whatever they are applied to.
+    """Return the net with batch norms that always use the statistics of `reference`. The weights are shared.
 
-    reference: (m, *features), such as a support set. So the prediction for one x depends on no other x
-    ("non-transductive"). Its weights are no copies.
+    The prediction for one x then does not depend on any other x ("non-transductive").
+
+    reference: (m, *features), such as a support set.
     """
     m = len(reference)
 
@@ -67,19 +68,19 @@ def with_statistics_of(net: nn.Module, reference: Tensor) -> nn.Module:
 
 
 def _with_forward(net: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor]) -> nn.Module:
-    # A shallow copy shares the registries of parameters and submodules. In its class and not in the object, so that
-    # copies with other weights run on those.
+    # A shallow copy shares the registries of parameters and submodules. `forward` is set in its class, because a
+    # method that is set in the object would be carried into copies with other weights and still use the old ones.
     view = copy.copy(net)
     view.__class__ = type(type(net).__name__, (type(net),), {"forward": forward})
     return view
 
 
 class BatchNorm(nn.Module):
-    """Batch norm by the statistics of the batch at hand, in training and evaluation alike (Finn et al., 2017).
+    """Batch norm that uses the statistics of the current batch in training and in evaluation (Finn et al., 2017).
 
-    It keeps no running statistics, so nothing leaks from one task into another and no buffer changes in evaluation;
-    in exchange the prediction for a query depends on the other queries of its task ("transductive"), unless
-    `with_statistics_of` or `statistics_from` say otherwise.
+    It keeps no running statistics, so no information passes from one task to another and evaluation changes no buffer.
+    In exchange, the prediction for a query depends on the other queries of its task ("transductive"), unless
+    `with_statistics_of` or `statistics_from` sets other statistics.
     x: (n, channels, *positions).
     """
 
@@ -89,7 +90,7 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.eps = eps
         self.identity = object()
-        """The same in copies of this norm with other weights, see `innerloop.episodes.with_weights`."""
+        """The same object in all copies of this norm with other weights: see `innerloop.episodes.with_weights`."""
 
     def forward(self, x: Tensor) -> Tensor:
         x, source = full(x), _source.get()
@@ -99,29 +100,30 @@ class BatchNorm(nn.Module):
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
         mean, variance = moments(x) if source is None else source(self, x)
         scale = (variance + self.eps).rsqrt() * self.weight
-        return (x - mean.view(_per_channel(x))) * scale.view(_per_channel(x)) + self.bias.view(_per_channel(x))
+        return (x - mean.view(_channel_shape(x))) * scale.view(_channel_shape(x)) + self.bias.view(_channel_shape(x))
 
 
 def norm_max_pool(norm: nn.Module, x: Tensor) -> Tensor:
-    """The 2x2 max-pool of norm(x). x: (n, channels, height, width)."""
+    """Return the 2x2 max-pool of norm(x). x: (n, channels, height, width)."""
     if isinstance(norm, BatchNorm) and _source.get() is None and fused_pool.worthwhile(full(x), norm.weight):
         return fused_pool.batch_norm_max_pool(full(x), norm.weight, norm.bias, norm.eps)
     return F.max_pool2d(norm(x), 2)
 
 
-def _per_channel(x: Tensor) -> tuple[int, ...]:
+def _channel_shape(x: Tensor) -> tuple[int, ...]:
+    """Return the shape in which one value per channel broadcasts over x, (n, channels, *positions)."""
     return (1, -1) + (1,) * (x.ndim - 2)
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm with at most 8 groups. x: (n, channels, *positions)."""
+    """Group norm with as many groups as possible, at most 8. x: (n, channels, *positions)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(max(g for g in range(1, 9) if channels % g == 0), channels)
 
 
 class LayerNorm(nn.GroupNorm):
-    """Layer norm over everything but the first dimension, with a scale and shift per channel. x: (n, channels, *)."""
+    """Layer norm over all dimensions but the first, with a scale and shift per channel. x: (n, channels, *positions)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels)

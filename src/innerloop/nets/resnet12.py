@@ -1,4 +1,4 @@
-"""The twelve-layer residual net of few-shot image classification."""
+"""The residual net of twelve layers for few-shot image classification."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,7 +13,7 @@ from innerloop.nets.dense import ACTIVATIONS, choose
 
 
 class ResidualBlock(nn.Module):
-    """Three 3x3 convolutions beside one of 1x1, each with its norm; their sum, 2x2 max-pool, activation."""
+    """Three 3x3 convolutions plus a 1x1 convolution as shortcut, each with a norm; then a 2x2 max-pool, an activation."""
 
     def __init__(self, channels: int, width: int, norm: str, activation: str) -> None:
         super().__init__()
@@ -26,15 +26,16 @@ class ResidualBlock(nn.Module):
         self.activation = choose("activation", activation, ACTIVATIONS)()
 
     def forward(self, x: Tensor) -> Tensor:
-        # The activations rise, so pooling first gives the same values with a quarter of the work.
+        # All activations are non-decreasing, so pooling before them gives the same values and costs a quarter.
         return self.activation(F.max_pool2d(self.layers(x) + self.shortcut(x), 2))
 
 
 class ResNet12(nn.Module):
-    """ResNet-12 (Oreshkin et al., 2018; Lee et al., 2019, without its DropBlock): four residual blocks, the mean over
-    positions, a linear head.
+    """ResNet-12: four residual blocks, the mean over positions, and a linear head.
 
-    widths: channels of the four blocks. x: (n, channels, height, width) -> (n, output_size).
+    Source: Oreshkin et al., 2018; Lee et al., 2019, without DropBlock.
+
+    widths: number of channels of each of the four blocks. x: (n, channels, height, width) -> (n, output_size).
     Raises InputError for images below 16x16.
     """
 

@@ -1,4 +1,4 @@
-"""Encoders of a support set: permutation-invariant maps from its (x, y) pairs to one code, or to one code a class."""
+"""Encoders of a support set: permutation-invariant maps from its (x, y) pairs to one code, or to one code per class."""
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,9 @@ from innerloop.nets.norm import LayerNorm
 
 
 def encode_labels(y: Tensor, output_size: int) -> Tensor:
-    """Labels in the space of the net's output, (n, output_size).
+    """Return the labels in the space of the net's output, (n, output_size).
 
-    Class ids become one-hot rows, or -1 and 1 where the net has a single logit; real targets stay as they are.
+    Class ids become one-hot rows, or -1 and 1 if the net has a single logit. Real targets keep their values.
     """
     if y.is_floating_point():
         return y.reshape(y.shape[0], output_size)
@@ -23,7 +23,7 @@ def encode_labels(y: Tensor, output_size: int) -> Tensor:
 class SelfAttention(nn.Module):
     """One pre-norm transformer block over the points of a set (Set Transformer, Lee et al., 2019). x: (n, width).
 
-    The attention is written out: torch's fused kernels have no second derivative.
+    Attention is composed of elementary operations because torch's fused kernels have no second derivative.
     """
 
     def __init__(self, width: int, heads: int = 4) -> None:
@@ -47,12 +47,13 @@ class SelfAttention(nn.Module):
 
 
 class SetEncoder(nn.Module):
-    """The task relation model's reading half: Deep Sets (Zaheer et al., 2017), optionally with self-attention.
+    """The encoder of a task relation model: Deep Sets (Zaheer et al., 2017), optionally with self-attention.
 
-    x_size: length of one flattened x. output_size: the net's outputs, which labels are encoded in.
-    attention: let the points see each other before they are pooled.
-    by_class=False: reads (x, y) pairs, returns one code (width,).
-    by_class=True: needs class ids; pools within each class, returns (output_size, width), equivariant to relabelling.
+    x_size: length of one flattened x. output_size: number of outputs of the net, see `encode_labels`.
+    attention: apply self-attention to the points before they are pooled.
+    by_class=False: reads (x, y) pairs and returns one code, (width,).
+    by_class=True: pools the points of each class and returns one code per class, (output_size, width). It is
+        equivariant to relabelling and needs class ids.
     """
 
     def __init__(
@@ -76,5 +77,5 @@ class SetEncoder(nn.Module):
         lifted = self.lift(x)
         points = self.mix(lifted + self.point(lifted))
         pooled = (labels.T @ points) / labels.sum(0).clamp_min(1).unsqueeze(-1)
-        # The skip carries the class mean as it is: a prototype is where a class's head row starts from.
+        # The skip connection keeps the class mean, because a class's row of the head starts from its prototype.
         return pooled + self.read(pooled)

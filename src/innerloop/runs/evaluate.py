@@ -18,7 +18,7 @@ from innerloop.runs.callbacks import Progress
 from innerloop.runs.checks import check
 from innerloop.runs.command import remove_empty
 from innerloop.runs.config import CONFIG, load_config
-from innerloop.runs.record import RESULTS, read_checkpoint, recorded, write_json
+from innerloop.runs.record import RESULTS, messages, read_checkpoint, write_json
 from innerloop.runs.report.figures import save_figures
 from innerloop.runs.report.results import closing_table, split_results, write_episodes
 from innerloop.runs.schemas import EvaluateConfig
@@ -89,17 +89,18 @@ def evaluate_run(cfg: DictConfig) -> None:
     """Test a run's checkpoint as configured. Results, plots and the rest go below <run>/evaluations."""
     out = Path(HydraConfig.get().runtime.output_dir)
     run = Path(cfg.run)
-    try:
-        cfg.net = load_config(run).net  # other data may choose another net for training, but this one was trained
-        check(cfg, EvaluateConfig)
-        if ranks(cfg.trainer).total > 1:
-            raise InputError(f"trainer.devices={cfg.trainer.devices}: an evaluation runs on one device")
-        parts = build(cfg)
-        load_weights(parts.learner, run / "checkpoints" / f"{cfg.checkpoint}.ckpt")
-    except BaseException:
-        remove_empty(out)
-        raise
-    with recorded(out):
+    with messages() as log_file:
+        try:
+            cfg.net = load_config(run).net  # other data may choose another net for training, but this one was trained
+            check(cfg, EvaluateConfig)
+            if ranks(cfg.trainer).total > 1:
+                raise InputError(f"trainer.devices={cfg.trainer.devices}: an evaluation runs on one device")
+            parts = build(cfg)
+            load_weights(parts.learner, run / "checkpoints" / f"{cfg.checkpoint}.ckpt")
+        except BaseException:
+            remove_empty(out)
+            raise
+        log_file.write_to(out)
         OmegaConf.save(cfg, out / CONFIG, resolve=True)
         progress = Progress(parts.tasks.metric)
         trainer = make_trainer(cfg, parts.learner, out, logger=False, callbacks=[progress], enable_checkpointing=False)

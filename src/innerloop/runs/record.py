@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import distributions
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -55,42 +56,65 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     draft.replace(path)
 
 
+class Messages:
+    """Where the messages of a run go: innerloop's own, and Lightning's and Python's warnings."""
+
+    def __init__(self) -> None:
+        self.loggers = [logging.getLogger(name) for name in ("innerloop", "lightning.pytorch", "py.warnings")]
+        self.held = MemoryHandler(capacity=10_000)
+        self.file: logging.FileHandler | None = None
+
+    def add(self, handler: logging.Handler) -> None:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        for logger in self.loggers:
+            logger.addHandler(handler)
+
+    def remove(self, handler: logging.Handler) -> None:
+        for logger in self.loggers:
+            logger.removeHandler(handler)
+        handler.close()
+
+    def write_to(self, run_dir: Path) -> None:
+        """Write all messages to train.log in a run directory, those of before included."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.file = logging.FileHandler(run_dir / "train.log")
+        self.add(self.file)
+        self.held.setTarget(self.file)
+        self.remove(self.held)
+
+
 @contextmanager
-def recorded(run_dir: Path, first: bool = True) -> Iterator[None]:
-    """Send innerloop's messages and Lightning's warnings to the terminal and to train.log.
+def messages(first: bool = True) -> Iterator[Messages]:
+    """Send messages to the terminal and, once there is a run directory, to its train.log: see `Messages.write_to`.
 
     first: whether this process is the first rank of the run. The other ranks are silent.
     """
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # otherwise each rank says that it has joined
+    found = Messages()
     if not first:
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield
+            yield found
         return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(run_dir / "train.log")]
-    loggers = [logging.getLogger(name) for name in ("innerloop", "lightning.pytorch", "py.warnings")]
     logging.captureWarnings(True)
-    for logger in loggers:
+    for logger in found.loggers:
         logger.propagate = False
         logger.setLevel(logging.INFO if logger.name == "innerloop" else logging.WARNING)
-        for handler in handlers:
-            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-            logger.addHandler(handler)
+    terminal = logging.StreamHandler()
+    found.add(terminal)
+    found.add(found.held)
     try:
-        yield
+        yield found
     except BaseException as error:
-        logging.getLogger("innerloop").debug("ended by %r", error)
-        with (run_dir / "train.log").open("a") as file:
-            print(f"{type(error).__name__}: {error}", file=file)
+        if found.file is not None:
+            found.file.emit(logging.makeLogRecord({"msg": f"{type(error).__name__}: {error}"}))
         raise
     finally:
         logging.captureWarnings(False)
-        for logger in loggers:
-            for handler in handlers:
-                logger.removeHandler(handler)
-        handlers[1].close()
+        for handler in (terminal, found.held, found.file):
+            if handler is not None:
+                found.remove(handler)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

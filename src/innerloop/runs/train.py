@@ -26,7 +26,7 @@ from innerloop.runs.command import remove_empty
 from innerloop.runs.config import CONFIG, logger_settings, resumed_config, to_plain
 from innerloop.runs.evaluate import describe, evaluate, load_weights
 from innerloop.runs.naming import label
-from innerloop.runs.record import RESULTS, environment, read_checkpoint, recorded, write_json
+from innerloop.runs.record import RESULTS, environment, messages, read_checkpoint, write_json
 from innerloop.runs.report.figures import save_figures
 from innerloop.runs.report.results import closing_table, episode_rows, flatten, write_episodes
 from innerloop.runs.signatures import make
@@ -44,32 +44,47 @@ def train(cfg: DictConfig, name: Label | None = None, callbacks: Sequence[Callba
 
     name: what trackers call the run. None: see `label`. callbacks: further ones, for the first rank only.
     """
-    hydra = HydraConfig.get()
-    run_dir = Path(hydra.runtime.output_dir)
-    resuming_job = cfg.sweep is not None and (run_dir / CONFIG).exists()
-    resuming = cfg.resume is not None or resuming_job
-    try:
-        if resuming:
-            # The record of a sweep's job includes its overrides.
-            cfg = resumed_config(run_dir, [] if resuming_job else hydra.overrides.task, cfg)
-        elif is_first() and (run_dir / CONFIG).exists():
-            raise InputError(f"{run_dir} holds a run already: resume it, resume={run_dir}, or choose another directory")
-        check(cfg)
-        check_recipe()
-        check_loggers(logger_settings(cfg))
-        check_launch(hydra.mode == RunMode.MULTIRUN, hydra.overrides.hydra, resuming)
-        configured_callbacks(cfg)
-        parts = build(cfg)
-    except BaseException:
-        remove_empty(run_dir)
-        raise
-    with recorded(run_dir, is_first()):
-        if is_first() and not resuming:
-            write_record(cfg, run_dir)
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    resuming = cfg.resume is not None or is_begun_job(cfg, run_dir)
+    with messages(is_first()) as log_file:
+        try:
+            cfg = checked_config(cfg, run_dir, resuming)
+            configured_callbacks(cfg)
+            parts = build(cfg)
+        except BaseException:
+            remove_empty(run_dir)
+            raise
+        if is_first():
+            log_file.write_to(run_dir)
+            if not resuming:
+                write_record(cfg, run_dir)
         name = name or Label(*label(cfg))
         task = {"config": to_plain(cfg), "run_dir": str(run_dir), "label": name}
         with all_ranks(cfg.trainer, task, "innerloop.runs.train:train_as_rank"):
             return fit_and_test(cfg, run_dir, parts, name, callbacks)
+
+
+def is_begun_job(cfg: DictConfig, run_dir: Path) -> bool:
+    """Return True if the run is a job of a sweep that has started before."""
+    return cfg.sweep is not None and (run_dir / CONFIG).exists()
+
+
+def checked_config(cfg: DictConfig, run_dir: Path, resuming: bool) -> DictConfig:
+    """Return the configuration of a run: Hydra's, or the recorded one of a run that is resumed.
+
+    Raises InputError for what is not possible.
+    """
+    hydra = HydraConfig.get()
+    if resuming:
+        # The record of a sweep's job includes its overrides.
+        cfg = resumed_config(run_dir, [] if is_begun_job(cfg, run_dir) else hydra.overrides.task, cfg)
+    elif is_first() and (run_dir / CONFIG).exists():
+        raise InputError(f"{run_dir} holds a run already: resume it, resume={run_dir}, or choose another directory")
+    check(cfg)
+    check_recipe()
+    check_loggers(logger_settings(cfg))
+    check_launch(hydra.mode == RunMode.MULTIRUN, hydra.overrides.hydra, resuming)
+    return cfg
 
 
 def train_as_rank() -> None:
@@ -77,7 +92,7 @@ def train_as_rank() -> None:
 
     def run(task: dict[str, Any]) -> None:
         cfg, run_dir = OmegaConf.create(task["config"]), Path(task["run_dir"])
-        with recorded(run_dir, first=False):
+        with messages(first=False):
             fit_and_test(cfg, run_dir, build(cfg), Label(*task["label"]))
 
     run_as_rank(run)

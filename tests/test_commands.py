@@ -392,6 +392,8 @@ def test_double_precision_trains_and_draws(here: Here, tmp_path: Path) -> None:
     saved = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=False)["state_dict"]
     assert all(value.dtype == torch.float64 for value in saved.values())
     assert (tmp_path / "run" / "plots" / "fitted_functions.png").exists()
+    assert here("evaluate.py", "run=run", "hydra.run.dir=again")[0] == 0
+    assert results(tmp_path / "again")["test"] == results(tmp_path / "run")["test"], "nothing is rounded on the way"
 
 
 def test_last_checkpoint_is_the_last_even_if_another_was_better(here: Here, tmp_path: Path) -> None:

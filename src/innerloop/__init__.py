@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from innerloop.runs.load import Run
+    from innerloop.runs.load import Run as Run
 
 
 def load(
@@ -23,3 +23,11 @@ def load(
     from innerloop.runs.load import load_run  # imports torch, which a command's --help does without
 
     return load_run(Path(run_dir), checkpoint, data=data, device=device)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Run":  # imports torch
+        from innerloop.runs.load import Run
+
+        return Run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

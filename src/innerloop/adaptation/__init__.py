@@ -1,4 +1,4 @@
-"""Adaptations: maps from a task's support set to its weights, and the engine that runs them over a meta-batch."""
+"""Adaptations, which map a task's support set to its weights, and the engine that runs them over a meta-batch."""
 
 from innerloop.adaptation.adaptation import Adaptation, Chain, Identity
 from innerloop.adaptation.engine import Engine

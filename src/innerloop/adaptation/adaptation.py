@@ -1,4 +1,4 @@
-"""The one abstraction: a map from a task's support set to that task's weights, and its composition."""
+"""The abstraction `Adaptation`, a map from a task's support set to the task's weights, and its composition."""
 
 from abc import ABC, abstractmethod
 
@@ -8,43 +8,46 @@ from innerloop.episodes import Samples, Weights
 
 
 class Adaptation(nn.Module, ABC):
-    """(net, weights, support) -> weights, for one task; an engine runs it over a meta-batch.
+    """A map (net, weights, support) -> weights for one task. An engine runs it over a meta-batch.
 
-    Differentiable in the weights and in its own meta-parameters (the module's parameters); mutates nothing.
+    It is differentiable in the weights and in its own meta-parameters, the module's parameters. It modifies nothing.
     """
 
     @property
     def frees_ways(self) -> bool:
-        """Whether the head fits the classes that the support has, so that a task may have fewer than the net."""
+        """Whether the head is built for the task's own classes, so that a task may have fewer classes than the net."""
         return False
 
     @property
     def training_steps(self) -> int | None:
-        """The number of inner steps in training, None for an adaptation without inner steps."""
+        """The number of inner steps in training. None if the adaptation has no inner steps."""
         return None
 
     @abstractmethod
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
-        """The adapted weights."""
+        """Return the adapted weights."""
 
     def trajectory(self, net: nn.Module, weights: Weights, support: Samples) -> list[Weights]:
-        """The weights at 0, 1, …, K inner steps as evaluation sees them; without inner steps, only the result."""
+        """Return the weights after 0, 1, …, K inner steps in evaluation.
+
+        An adaptation without inner steps returns only its result.
+        """
         return [self(net, weights, support)]
 
     def learned_rates(self) -> dict[str, Tensor]:
-        """The inner rates that the outer loop learns, by the name of the weights that they are for."""
+        """Return the inner rates that the outer loop learns, by the names of the weights that they are used for."""
         return {}
 
 
 class Identity(Adaptation):
-    """Leaves the weights as they are; neutral in a Chain."""
+    """The adaptation that returns the weights unchanged, the neutral element of `Chain`."""
 
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
         return weights
 
 
 class Chain(Adaptation):
-    """One adaptation after the other, each starting where the last one ended."""
+    """A sequence of adaptations, each of which starts from the weights that the previous one returns."""
 
     def __init__(self, *parts: Adaptation) -> None:
         super().__init__()

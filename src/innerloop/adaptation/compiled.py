@@ -22,51 +22,61 @@ ValueAndGrad = Callable[[Sequence[Tensor], Episode], tuple[Tensor, Sequence[Tens
 
 
 def compiled(objective: Callable, parameters: Sequence[Tensor], batch: Episode) -> ValueAndGrad:
-    """`torch.compile` of the vmapped objective and its gradient, for meta-batches of this one's shapes.
+    """Return the vmapped objective with its gradient, compiled by `torch.compile`.
 
-    The objective is a method of a module whose parameters these are. What it does is recorded once, operation by
-    operation, inner gradients and all: so it may depend on parameters and episodes, and on nothing else that changes.
-    Raises InputError if it is no method, if what was recorded has another gradient, or without a compiler.
+    The operations of the objective, including inner gradients, are recorded once. So the objective may depend on the
+    parameters and the episodes, but on nothing else that changes.
+
+    objective: a method of the module that the parameters belong to. batch: the compiled function is for meta-batches
+        that have the shapes of this one.
+    Raises InputError if the objective is no such method, if the compiled function has another gradient, or if there is
+    no compiler.
     """
     owner = getattr(objective, "__self__", None)
     if not isinstance(owner, nn.Module):
         raise InputError("compile=true: the objective must be a method of the module that the parameters belong to")
     names = {id(p): name for name, p in owner.named_parameters()}
-    leaves, structure = tree_flatten(batch)
+    example, structure = tree_flatten(batch)
 
     def value_and_grad(values: Sequence[Tensor], tensors: list[Tensor]) -> tuple[Tensor, Sequence[Tensor], Outputs]:
-        given = [value.detach().requires_grad_() for value in values]
-        twin = with_weights(owner, {names[id(p)]: g for p, g in zip(parameters, given, strict=True)})
-        function = MethodType(objective.__func__, twin)  # type: ignore[attr-defined]
+        variables = [value.detach().requires_grad_() for value in values]
+        copy = with_weights(owner, {names[id(p)]: v for p, v in zip(parameters, variables, strict=True)})
+        function = MethodType(objective.__func__, copy)  # type: ignore[attr-defined]
         losses, outputs = torch.vmap(function)(tree_unflatten(tensors, structure))
-        gradient = torch.autograd.grad(losses.sum(), given, allow_unused=True, materialize_grads=True)
+        gradient = torch.autograd.grad(losses.sum(), variables, allow_unused=True, materialize_grads=True)
         return losses.detach().sum(), gradient, {name: value.detach() for name, value in outputs.items()}
 
     begin = time.perf_counter()
     values = [p.detach() for p in parameters]
-    fast = torch.compile(make_fx(value_and_grad)(values, leaves), dynamic=False, fullgraph=True)
-    losses = torch.vmap(objective)(batch)[0].sum()
-    slope = torch.autograd.grad(losses, parameters, allow_unused=True, materialize_grads=True)
+    fast = torch.compile(make_fx(value_and_grad)(values, example), dynamic=False, fullgraph=True)
+    expected_value = torch.vmap(objective)(batch)[0].sum()
+    expected_gradient = torch.autograd.grad(expected_value, parameters, allow_unused=True, materialize_grads=True)
     try:
-        found = fast(values, leaves)
+        found = fast(values, example)
     except InductorError as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"compile=true needs what torch.compile needs, on the CPU a C++ compiler: {reason}") from error
-    check(found, (losses, slope), 5e-2 if reduced() else 1e-3)
+        raise InputError(
+            f"compile=true needs a working torch.compile, on the CPU with a C++ compiler: {reason}"
+        ) from error
+    check(found, (expected_value, expected_gradient), 5e-2 if reduced() else 1e-3)
     log.info("compiled the meta-step in %.0f s", time.perf_counter() - begin)
     return lambda parameters, batch: fast([p.detach() for p in parameters], tree_flatten(batch)[0])
 
 
 def check(found: tuple, expected: tuple, tolerance: float = 1e-3) -> None:
-    """InputError if the recorded function is not the objective: that depends on parameters in a way of its own.
+    """Raise InputError if the compiled function returns another value or gradient than the objective.
 
-    tolerance: relative; more under autocast, which rounds where operations are fused in another way.
+    This happens if the objective uses parameters in another way than as parameters of its module, because the recorded
+    gradient does not include such uses.
+
+    tolerance: relative. In reduced precision it must be larger, because fused operations round in other places.
     """
     value, gradient, _ = found
-    wanted, slope = expected
-    size = torch.nn.utils.get_total_norm(slope)
-    error = torch.nn.utils.get_total_norm([g - s for g, s in zip(gradient, slope, strict=True)])
-    if not torch.allclose(value, wanted, rtol=tolerance, atol=1e-5) or error > tolerance * size + 1e-6:
+    expected_value, expected_gradient = expected
+    size = torch.nn.utils.get_total_norm(expected_gradient)
+    error = torch.nn.utils.get_total_norm([g - e for g, e in zip(gradient, expected_gradient, strict=True)])
+    if not torch.allclose(value, expected_value, rtol=tolerance, atol=1e-5) or error > tolerance * size + 1e-6:
         raise InputError(
-            f"compile=true gives the gradient another value (it is off by {error:.2g} of {size:.2g}): use compile=false"
+            f"compile=true changes the loss or its gradient (which has norm {size:.2g} and is off by {error:.2g}): "
+            "use compile=false"
         )

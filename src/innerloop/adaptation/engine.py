@@ -1,4 +1,4 @@
-"""Runs a function of one task over a meta-batch: one after the other, in threads, or all at once by `torch.vmap`."""
+"""The engine, which runs a function of one task over a meta-batch: task by task, in threads or by `torch.vmap`."""
 
 import contextvars
 import itertools
@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from innerloop.adaptation.compiled import Outputs, ValueAndGrad, compiled
-from innerloop.adaptation.recompute import autocast
+from innerloop.adaptation.recompute import autocast_settings
 from innerloop.episodes import Episode, InputError, MetaBatch, number_of_tasks, tasks_of
 from innerloop.nets.conv4 import convolutional
 from innerloop.nets.fused import fused_layers
@@ -24,22 +24,27 @@ log = logging.getLogger("innerloop")
 ENGINES = ("auto", "loop", "threads", "vmap")
 
 Objective = Callable[[Episode], tuple[Tensor, Outputs]]
-"""One task's loss and what to report of it."""
+"""(one task) -> its loss, and the outputs to report."""
 
 Result = TypeVar("Result")
 
 
 class Engine:
-    """Maps one task's function over a meta-batch. The engine changes cost, never the definition.
+    """An engine that runs a function of one task over a meta-batch. All kinds compute the same, at different costs.
 
-    kind: "loop" keeps one task's graph at a time. "threads" runs `chunk` tasks at once (None: as many as torch has
-    threads), each in a thread that loops over an equal, consecutive share of the tasks with its part of torch's
-    threads, and adds up their gradients in order: the same numbers each time, for one number of threads. What tasks
-    share must then be left alone: call nets by `innerloop.episodes.apply`. "vmap" runs `chunk` tasks at once (None: all
-    or, where they exceed a GPU's memory, half as many, and so on). "auto" is threads for convolutions on the CPU, where
-    vmap would make slow grouped convolutions of them, and vmap otherwise.
-    A meta-batch that is a list of tasks, whose shapes may differ, is never run by vmap; InputError if kind is "vmap".
-    compile: meta-gradients under vmap by a compiled function, see `compiled`.
+    kind: "loop" runs one task after the other and keeps the graph of one task at a time.
+        "threads" runs `chunk` tasks at once (None: as many as torch has threads). Each thread loops over an equal,
+        consecutive share of the tasks and gets an equal share of torch's threads. The gradients of the threads are
+        added in order, so the same number of threads always gives the same numbers. Functions must not modify what
+        tasks share: call nets by `innerloop.episodes.apply`.
+        "vmap" runs `chunk` tasks at once (None: all tasks; if they exceed a GPU's memory, half as many, and so on).
+        "auto" is threads for convolutions on the CPU, where vmap would turn them into slow grouped convolutions, and
+        vmap otherwise.
+    modules: the modules that are searched for convolutions.
+    compile: compute meta-gradients under vmap by a compiled function: see `compiled`.
+
+    A meta-batch that is a list of tasks, whose shapes may differ, never runs under vmap. For such a list "auto" uses a
+    loop in place of vmap, and "vmap" raises InputError.
     """
 
     def __init__(
@@ -55,16 +60,19 @@ class Engine:
         self._compiled: dict[Hashable, ValueAndGrad] = {}
 
     def resolve(self, device: torch.device, ragged: bool = False) -> str:
-        """What "auto" is on this device; ragged: for a meta-batch that is a list of tasks."""
+        """Return the kind that runs a meta-batch on this device: what "auto" stands for, or the kind itself.
+
+        ragged: the meta-batch is a list of tasks. Raises InputError if the kind cannot run it.
+        """
         on_cpu = device.type == "cpu"
         if self.compile and (ragged or self._choose(on_cpu, ragged) != "vmap"):
             raise InputError(
-                "compile=true runs tasks of one shape at once by engine=vmap, which does not suit convolutions on the "
-                "CPU: use compile=false"
+                "compile=true needs engine=vmap and tasks of equal shape, and engine=auto does not choose vmap for "
+                "convolutions on the CPU: use compile=false"
             )
         if ragged and self.kind == "vmap":
             raise InputError(
-                "engine=vmap runs tasks of one shape at once, and these differ in their number of samples: "
+                "engine=vmap needs tasks of equal shape, and these differ in their number of samples: "
                 "use engine=auto or engine=loop"
             )
         if self.kind == "threads" and not on_cpu:
@@ -81,17 +89,19 @@ class Engine:
     def value_and_grad(
         self, objective: Objective, parameters: Sequence[Tensor], batch: MetaBatch, eager: bool = False
     ) -> tuple[Tensor, list[Tensor], Outputs]:
-        """The mean loss over the tasks, its gradient, and the outputs stacked over the tasks.
+        """Return the mean loss over the tasks, its gradient, and the outputs stacked over the tasks.
 
-        Each chunk's graph is freed before the next is built. A parameter that the loss does not reach gets zeros.
-        eager: not by a compiled function this time.
+        Each chunk's graph is freed before the next one is built. The gradient is zero for a parameter that the loss
+        does not depend on.
+
+        eager: do not use a compiled function in this call.
         """
         count = number_of_tasks(batch)
 
-        def of_share(share: MetaBatch) -> tuple[Tensor, list[Tensor], list[Outputs]]:
+        def run_share(share: MetaBatch) -> tuple[Tensor, list[Tensor], list[Outputs]]:
             total = torch.zeros((), device=tree_leaves(batch)[0].device)
             gradient, outputs = [torch.zeros_like(p) for p in parameters], []
-            for value, parts, out in self._pieces(of_piece, objective, share):
+            for value, parts, out in self._run_chunks(run_chunk, objective, share):
                 for g, part in zip(gradient, parts, strict=True):
                     if part is not None:
                         g += part
@@ -99,17 +109,17 @@ class Engine:
                 outputs.append(out)
             return total, gradient, outputs
 
-        of_tasks = self._of_tasks(objective, batch)
+        chunk_objective = self._for_chunks(objective, batch)
 
-        def of_piece(tasks: Episode) -> tuple[Tensor, Sequence[Tensor | None], Outputs]:
+        def run_chunk(chunk: Episode) -> tuple[Tensor, Sequence[Tensor | None], Outputs]:
             if self.compile and not eager:
-                value, sums, out = self._compiled_for(objective, parameters, tasks)(parameters, tasks)
+                value, sums, out = self._compiled_for(objective, parameters, chunk)(parameters, chunk)
                 return value / count, [g / count for g in sums], out
-            losses, out = of_tasks(tasks)
+            losses, out = chunk_objective(chunk)
             parts = torch.autograd.grad(losses.sum() / count, parameters, allow_unused=True)
             return losses.detach().sum() / count, parts, tree_map(torch.detach, out)
 
-        (total, gradient, outputs), *others = self._each_share(of_share, batch)
+        (total, gradient, outputs), *others = self._each_share(run_share, batch)
         for value, other, out in others:
             total = total + value
             gradient = [g + part for g, part in zip(gradient, other, strict=True)]
@@ -117,18 +127,18 @@ class Engine:
         return total, gradient, _join(outputs)
 
     def map(self, function: Callable[[Episode], Outputs], batch: MetaBatch) -> Outputs:
-        """The function's outputs, stacked over the tasks; no graph to the meta-parameters is kept."""
+        """Return the function's outputs, stacked over the tasks. No graph to the meta-parameters is kept."""
         with torch.no_grad():
-            of_tasks = self._of_tasks(function, batch)
+            run_chunk = self._for_chunks(function, batch)
 
-        def of_share(share: MetaBatch) -> list[Outputs]:
+        def run_share(share: MetaBatch) -> list[Outputs]:
             with torch.no_grad():
-                return list(self._pieces(of_tasks, function, share))
+                return list(self._run_chunks(run_chunk, function, share))
 
-        return _join([out for outputs in self._each_share(of_share, batch) for out in outputs])
+        return _join([out for outputs in self._each_share(run_share, batch) for out in outputs])
 
     def _each_share(self, function: Callable[[MetaBatch], Result], batch: MetaBatch) -> list[Result]:
-        """The function's results on consecutive shares of the tasks, in order: one share, or one for each worker."""
+        """Return the function's results on consecutive shares of the tasks, in order: one share per worker."""
         workers = 1
         if self._kind_for(batch) == "threads":
             workers = min(self.chunk or torch.get_num_threads(), number_of_tasks(batch))
@@ -136,11 +146,11 @@ class Engine:
             return [function(batch)]
         tasks, threads = tasks_of(batch), torch.get_num_threads()
         edges = [len(tasks) * i // workers for i in range(workers + 1)]
-        inside = thread_settings()
+        settings = thread_settings()
 
         def work(share: list[Episode]) -> Result:
             torch.set_num_threads(max(threads // workers, 1))
-            with inside():
+            with settings():
                 return function(share)
 
         try:
@@ -151,38 +161,41 @@ class Engine:
                 ]
             return [job.result() for job in jobs]
         finally:
-            torch.set_num_threads(threads)  # what a thread sets is also what later threads start with
+            torch.set_num_threads(threads)  # later threads start with what a thread has set
 
     def _kind_for(self, batch: MetaBatch) -> str:
         return self.resolve(tree_leaves(batch)[0].device, ragged=isinstance(batch, list))
 
-    def _of_tasks(self, function: Callable, batch: MetaBatch) -> Callable[[Episode], Any]:
-        """The function of a piece of this meta-batch, see `_pieces`, with the results stacked over its tasks."""
+    def _for_chunks(self, function: Callable, batch: MetaBatch) -> Callable[[Episode], Any]:
+        """Return a function that runs this one on the tasks of a chunk, see `_run_chunks`, and stacks the results."""
         if self._kind_for(batch) == "vmap":
             self._refuse_inexact(function, batch)
             return torch.vmap(function)
 
-        def of_task(episode: Episode) -> Any:
+        def run_task(episode: Episode) -> Any:
             with fused_layers():
                 result = function(episode)
             return tree_map(lambda t: t.unsqueeze(0), result)
 
-        return of_task
+        return run_task
 
-    def _pieces(self, of_piece: Callable[[Episode], Result], function: Callable, batch: MetaBatch) -> Iterator[Result]:
-        """What comes of each piece of the meta-batch in order: a task or, under vmap, a chunk of tasks.
+    def _run_chunks(
+        self, run_chunk: Callable[[Episode], Result], function: Callable, batch: MetaBatch
+    ) -> Iterator[Result]:
+        """Yield the result of `run_chunk` for each chunk in order: a single task or, under vmap, several stacked tasks.
 
-        function: what is asked of each task; what fitted a device's memory once is remembered for it.
+        function: the function of one task that `run_chunk` calls. The chunk size that fits in a device's memory is
+            remembered for it.
         """
         if self._kind_for(batch) != "vmap":
-            yield from map(of_piece, tasks_of(batch))
+            yield from map(run_chunk, tasks_of(batch))
             return
         start, count = 0, number_of_tasks(batch)
         while start < count:
             size = min(self.chunk or self.fitted.get(function, count), count - start)
-            piece = tree_map(lambda t, first=start, end=start + size: t[first:end], batch)
+            chunk = tree_map(lambda t, first=start, end=start + size: t[first:end], batch)
             try:
-                result = of_piece(piece)
+                result = run_chunk(chunk)
             except torch.OutOfMemoryError:
                 if self.chunk is not None or size == 1:
                     raise
@@ -190,14 +203,14 @@ class Engine:
                 yield result
                 start += size
                 continue
-            # Behind the except clause, where the graph is gone that the exception's frames hold.
+            # Not in the except clause, where the exception's frames still hold the graph in memory.
             self.fitted[function] = half = (size + 1) // 2
             log.warning("%d tasks at once exceed the memory of the GPU: from now on %d at once", size, half)
 
     def _compiled_for(self, objective: Objective, parameters: Sequence[Tensor], chunk: Episode) -> ValueAndGrad:
         shapes = [(t.shape, t.dtype, t.device) for t in (*parameters, *tree_leaves(chunk))]
-        autocast = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
-        key = (objective, *map(id, parameters), *shapes, *autocast)
+        autocast_enabled = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
+        key = (objective, *map(id, parameters), *shapes, *autocast_enabled)
         if key not in self._compiled:
             self._compiled[key] = compiled(objective, parameters, chunk)
         return self._compiled[key]
@@ -210,19 +223,23 @@ class Engine:
 
 
 def thread_settings() -> Callable[[], AbstractContextManager[None]]:
-    """A context manager with this thread's autograd and autocast modes, for other threads: they start with torch's."""
-    gradients, inference, cast = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast()
+    """Return a context manager that sets this thread's autograd and autocast modes in another thread.
+
+    A new thread starts with torch's defaults.
+    """
+    gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    autocast = autocast_settings()
 
     @contextmanager
     def settings() -> Iterator[None]:
-        with torch.inference_mode(inference), torch.set_grad_enabled(gradients), cast():
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients), autocast():
             yield
 
     return settings
 
 
 class RefuseInexact(TorchFunctionMode):
-    """Refuses the norms whose second-order gradients torch's vmap gets silently wrong (torch 2.13)."""
+    """A mode that raises InputError for norms with silently wrong second-order gradients under vmap (torch 2.13)."""
 
     inexact = frozenset({"batch_norm", "layer_norm", "instance_norm", "native_layer_norm", "native_batch_norm"})
 

@@ -1,4 +1,4 @@
-"""The model-based learner's map: a hypernetwork reads the support set and writes the task's weights."""
+"""The adaptation of model-based learners: a hypernetwork reads the support set and writes the task's weights."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from innerloop.nets.set_encoder import SetEncoder
 
 
 class ZeroCode(nn.Module):
-    """Reads nothing: the code of every support set is zero, for codes that are found by gradient steps alone."""
+    """An encoder whose code is zero for every support set. For codes that are found by gradient steps only."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -22,16 +22,16 @@ class ZeroCode(nn.Module):
 
 
 class Generate(Adaptation):
-    """w = theta + g(S; phi), the support read as a set of (x, y) pairs.
+    """The adaptation w = theta + g(S; phi), which reads the support set S as a set of (x, y) pairs.
 
-    encoder: reads; the module's parameters and the generator's are phi.
-    generator: writes a named subset of the weights; the others stay theta.
-    read_features: the encoder reads what the net's own body makes of x under theta, not x itself (CNAPs, Requeima et
-        al., 2019): for images.
-    residual: False drops theta for the weights that are written, w = g(S; phi).
+    encoder: reads the support set. phi consists of its parameters and the generator's.
+    generator: writes a named subset of the weights. The others stay theta.
+    read_features: the encoder reads the features of x by the net's own body under theta, not x itself (CNAPs, Requeima
+        et al., 2019). For images.
+    residual: add the written weights to theta. False: they replace theta, w = g(S; phi).
 
-    Where codes come one a class, those of classes that the support lacks have no say, and a head that is written has no
-    outputs for them.
+    If there is one code per class, the codes of classes that are not in the support set have no influence, and a head
+    that is written has no outputs for these classes.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class Generate(Adaptation):
         return self.write(weights, self.code(net, weights, support), support)
 
     def code(self, net: nn.Module, weights: Weights, support: Samples) -> Tensor:
-        """What the support set is read as: (code_size,), or one code a class, (classes, code_size)."""
+        """Return the code of the support set, (code_size,), or one code per class, (classes, code_size)."""
         x = features(net, weights, support.x) if self.read_features else support.x
         return self.encoder(x, support.y)
 
     def write(self, weights: Weights, code: Tensor, support: Samples) -> Weights:
-        """The task's weights from its code."""
+        """Return the task's weights for its code."""
         if self.generator.by_class:
-            # With the mean of the others in place of the absent ones, the mean over all is that of the others.
+            # Absent classes get the mean code of the present ones, so they do not change the mean over all classes.
             present = classes_present(support.y, len(code)).unsqueeze(-1)
             code = torch.where(present, code, (present * code).sum(0) / present.sum())
         written = self.generator(code)

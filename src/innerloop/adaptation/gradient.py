@@ -1,4 +1,4 @@
-"""The inner loop of MAML: a few steps of gradient descent on the support loss, differentiable through."""
+"""The inner loop of MAML: a few differentiable steps of gradient descent on the support loss."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -16,7 +16,10 @@ LEARNED_RATES = ("parameter", "tensor", "tensor_step")
 
 
 def checked(steps: int, eval_steps: int | None, inner_lr: float) -> tuple[int, int]:
-    """The inner steps in training and in evaluation (None: the same); InputError if one, or the rate, cannot be."""
+    """Return the numbers of inner steps in training and in evaluation (None: as many as in training).
+
+    Raises InputError if a number is negative or the rate is not above zero.
+    """
     eval_steps = steps if eval_steps is None else eval_steps
     if steps < 0 or eval_steps < 0:
         raise InputError(f"inner_steps and eval_inner_steps must not be negative, got {steps} and {eval_steps}")
@@ -26,38 +29,42 @@ def checked(steps: int, eval_steps: int | None, inner_lr: float) -> tuple[int, i
 
 
 def gradient_of(objective: Callable[[Weights], Tensor], at: Weights, again: bool = True) -> Weights:
-    """The gradient of objective(weights) at these weights; again: differentiable once more, where autograd is on.
+    """Return the gradient of objective(weights) at these weights, as `torch.func.grad` computes it.
 
-    What `torch.func.grad` computes. It is needed inside of other transforms, such as vmap; outside, it takes more time
-    and memory than autograd on its own.
+    `torch.func.grad` itself is called only where it is needed, inside other transforms such as vmap. Elsewhere plain
+    autograd takes less time and memory.
+
+    again: make the gradient differentiable itself, if autograd is enabled.
     """
     if inside_transform() or torch.is_inference_mode_enabled():
         return grad(objective)(at)
-    again = again and torch.is_grad_enabled()
+    create_graph = again and torch.is_grad_enabled()
     with torch.enable_grad():
-        # Nodes of their own in the graph: the gradient is taken to this use of the weights only.
+        # Views are new nodes of the graph, so the gradient does not include other uses of the weights.
         at = {
-            name: w.view_as(w) if again and w.requires_grad else w.detach().requires_grad_() for name, w in at.items()
+            name: w.view_as(w) if create_graph and w.requires_grad else w.detach().requires_grad_()
+            for name, w in at.items()
         }
         value = objective(at)
-        gradient = torch.autograd.grad(value, list(at.values()), create_graph=again, materialize_grads=True)
+        gradient = torch.autograd.grad(value, list(at.values()), create_graph=create_graph, materialize_grads=True)
     return dict(zip(at, gradient, strict=True))
 
 
 class GradientSteps(Adaptation):
-    """K steps w <- w - rate * grad L^S(w) (MAML, Finn et al., 2017, eq. 1).
+    """K steps of gradient descent, w <- w - rate * grad L^S(w) (MAML, Finn et al., 2017, eq. 1).
 
-    loss: the support loss. steps: K in training, at least 0; eval_steps: K in evaluation (None: the same).
-    inner_lr: the rate, or what learned rates start from.
-    first_order: treat the inner gradient as a constant (FOMAML): cheaper, and another meta-gradient.
-    only: adapt the weights below this part of the net, and leave the others: "head" (ANIL, Raghu et al., 2020) or
-        "body" (BOIL, Oh et al., 2021); None: all.
-    learn_lr: None, or learn one rate for each "parameter" (Meta-SGD, Li et al., 2017), for each weight "tensor", or for
-        each tensor and step, "tensor_step" (MAML++, Antoniou et al., 2019; further steps of an evaluation take the last
-        one's); needs `weights`, the weights to be adapted, for their names and shapes.
-    clip: clamp each entry of the inner gradient to [-clip, clip].
-    recompute: compute each step a second time for the meta-gradient instead of keeping it, so that memory grows with
-        one step and not with K.
+    loss: the support loss. steps: K in training, at least 0. eval_steps: K in evaluation (None: the same K).
+    inner_lr: the rate, or the initial value of learned rates.
+    first_order: treat the inner gradient as a constant (FOMAML). This costs less and gives another meta-gradient.
+    only: the part of the net whose weights are adapted, "head" (ANIL, Raghu et al., 2020) or "body" (BOIL, Oh et al.,
+        2021). None: all weights.
+    learn_lr: learn one rate per "parameter" (Meta-SGD, Li et al., 2017), per weight "tensor", or per tensor and step,
+        "tensor_step" (MAML++, Antoniou et al., 2019; additional steps in evaluation use the rates of the last step).
+        None: rates are not learned.
+    weights: the weights to adapt. Learned rates need their names and shapes.
+    clip: clamp each entry of the inner gradient to [-clip, clip]. None: do not clamp.
+    recompute: compute each step a second time for the meta-gradient instead of keeping its graph. This takes the memory
+        of one step, not of K steps.
     """
 
     def __init__(
@@ -99,7 +106,7 @@ class GradientSteps(Adaptation):
                         dtype=w.dtype,
                         device=w.device,
                     )
-                    for name, w in self._moved(weights).items()
+                    for name, w in self._adapted(weights).items()
                 }
             )
         self.rates_by_step = learn_lr == "tensor_step"
@@ -118,7 +125,7 @@ class GradientSteps(Adaptation):
         return {name.replace("/", "."): rate for name, rate in (self.rates or {}).items()}
 
     def path(self, net: nn.Module, weights: Weights, support: Samples, steps: int) -> list[Weights]:
-        """The weights after 0, 1, …, `steps` inner steps."""
+        """Return the weights after 0, 1, …, `steps` inner steps."""
         path, start = [weights], weights
         step = self._recomputed_step if self.recompute and torch.is_grad_enabled() else self.step
         for k in range(steps):
@@ -126,31 +133,32 @@ class GradientSteps(Adaptation):
         return path
 
     def objective(self, net: nn.Module, weights: Weights, support: Samples, k: int, start: Weights) -> Tensor:
-        """What inner step k descends: the support loss."""
+        """Return the loss that inner step k lowers, the support loss. k, start: see `step`."""
         return self.loss(net, weights, support)
 
     def step(self, net: nn.Module, weights: Weights, support: Samples, k: int, start: Weights) -> Weights:
-        """Inner step k, counted from 0, on the way that began at `start`."""
+        """Return the weights after inner step k, counted from 0. start: the weights before the first step."""
         at = {name: w.detach() for name, w in weights.items()} if self.first_order else weights
         gradient = gradient_of(
-            lambda w: self.objective(net, at | w, support, k, start), self._moved(at), again=not self.first_order
+            lambda w: self.objective(net, at | w, support, k, start), self._adapted(at), again=not self.first_order
         )
-        return weights | {n: weights[n] - self._rate(n, k) * self._shape(g) for n, g in gradient.items()}
+        return weights | {n: weights[n] - self._rate(n, k) * self._prepared(g) for n, g in gradient.items()}
 
     def _recomputed_step(self, net: nn.Module, weights: Weights, support: Samples, k: int, start: Weights) -> Weights:
-        own, names, moved = dict(self.named_parameters()), list(weights), list(self._moved(weights))
+        parameters, names, adapted = dict(self.named_parameters()), list(weights), list(self._adapted(weights))
 
+        # Every tensor that is differentiated must be an argument of `recomputed`, including this module's parameters.
         def step(x: Tensor, y: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-            given = iter(tensors)
-            at, begun, mine = (dict(zip(keys, given, strict=False)) for keys in (names, names, own))
-            after = with_weights(self, mine).step(net, at, Samples(x, y), k, begun)  # type: ignore[operator]
-            return tuple(after[name] for name in moved)
+            values = iter(tensors)
+            at, first, own = (dict(zip(keys, values, strict=False)) for keys in (names, names, parameters))
+            after = with_weights(self, own).step(net, at, Samples(x, y), k, first)  # type: ignore[operator]
+            return tuple(after[name] for name in adapted)
 
-        tensors = (weights[name] for name in names), (start[name] for name in names), own.values()
-        found = recomputed(step, *support, *itertools.chain(*tensors))
-        return weights | dict(zip(moved, found, strict=True))
+        tensors = (weights[name] for name in names), (start[name] for name in names), parameters.values()
+        results = recomputed(step, *support, *itertools.chain(*tensors))
+        return weights | dict(zip(adapted, results, strict=True))
 
-    def _moved(self, weights: Mapping[str, Tensor]) -> Weights:
+    def _adapted(self, weights: Mapping[str, Tensor]) -> Weights:
         return {name: w for name, w in weights.items() if self.only is None or name.startswith(f"{self.only}.")}
 
     def _rate(self, name: str, k: int) -> float | Tensor:
@@ -159,7 +167,8 @@ class GradientSteps(Adaptation):
         rate = self.rates[name.replace(".", "/")]
         return rate[min(k, len(rate) - 1)] if self.rates_by_step else rate
 
-    def _shape(self, gradient: Tensor) -> Tensor:
+    def _prepared(self, gradient: Tensor) -> Tensor:
+        """Return the inner gradient, detached if it is treated as a constant, and clamped if there is a limit."""
         if self.first_order:
             gradient = gradient.detach()
         return gradient if self.clip is None else gradient.clamp(-self.clip, self.clip)

@@ -1,4 +1,4 @@
-"""Heads in closed form: the last layer that a support set implies, differentiable in its features."""
+"""Heads in closed form: last layers that are computed from a support set and are differentiable in its features."""
 
 import torch
 import torch.nn.functional as F
@@ -11,37 +11,43 @@ from innerloop.nets.set_encoder import encode_labels
 
 
 def classes_present(y: Tensor, outputs: int) -> Tensor:
-    """Which of a net's outputs have a class among labels y (n,), bool; all, for a single logit and for real targets."""
+    """Return for each output of the net whether its class is among the labels y, (n,): (outputs,), bool.
+
+    All are True for a single logit and for real targets.
+    """
     if outputs == 1 or y.is_floating_point():
         return torch.ones(outputs, dtype=torch.bool, device=y.device)
-    # Not F.one_hot, which looks at the values and so fails in a gradient under vmap.
+    # Not F.one_hot, which reads the values and therefore fails in a gradient under vmap.
     return (y.unsqueeze(-1) == torch.arange(outputs, device=y.device)).any(0)
 
 
 def without_absent(weights: Weights, support: Samples) -> Weights:
-    """The same weights; classes that the support set lacks get so low a bias in the head that no softmax sees them.
+    """Return the weights with a head that gives classes that are not in the support set the probability zero.
 
-    Exactly: neither probabilities nor gradients depend on how many outputs a net has to spare.
+    Their bias is so low that their softmax is exactly zero. So neither probabilities nor gradients depend on the number
+    of outputs that a task does not use.
     """
     bias = weights["head.bias"]
-    # Finite, since differences of -inf are NaN.
+    # Finite, because differences of -inf are NaN.
     lowest = torch.finfo(bias.dtype).min / 2
     return weights | {"head.bias": torch.where(classes_present(support.y, len(bias)), bias, lowest)}
 
 
 class ZeroHead(Adaptation):
-    """A head of zeros, which knows nothing yet: where training a new classifier on given features starts from."""
+    """A head of zeros, the starting point for training a new classifier on given features."""
 
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
         return weights | {name: torch.zeros_like(w) for name, w in weights.items() if name.startswith("head.")}
 
 
 class PrototypeHead(Adaptation):
-    """The head whose softmax is the nearest class mean's (prototypical networks, Snell et al., 2017, eq. 8).
+    """The head that classifies by the distance to class means (prototypical networks, Snell et al., 2017, eq. 8).
 
-    With prototypes c_k, the means of the support features of class k, -|f - c_k|^2 = 2 c_k . f - |c_k|^2 - |f|^2, whose
-    last term no softmax sees: row k of the head is 2 c_k and its bias -|c_k|^2. For a net with a single logit, the
-    difference of the two. Needs class ids; raises InputError for real targets.
+    The prototype c_k is the mean of the support features f of class k. The logits are the negative squared distances
+    -|f - c_k|^2 = 2 c_k . f - |c_k|^2 - |f|^2. The last term is the same for all classes and does not change the
+    softmax, so row k of the head is 2 c_k and its bias is -|c_k|^2. For a net with a single logit, the head is the
+    difference between the rows of the two classes.
+    Raises InputError for real targets, because the labels must be class ids.
     """
 
     frees_ways = True
@@ -61,13 +67,14 @@ class PrototypeHead(Adaptation):
 
 
 class RidgeHead(Adaptation):
-    """The head that ridge regression on the support features gives (R2D2, Bertinetto et al., 2019, eq. 4).
+    """The head of ridge regression on the support features (R2D2, Bertinetto et al., 2019, eq. 4).
 
-    W = argmin |F W - Y|^2 + lambda |W|^2, F the support features and a constant 1, Y one-hot rows, -1 and 1 for a
-    single logit, or real targets as they are. Solved in the smaller of its two forms, F' (F F' + lambda I)^-1 Y or
-    (F' F + lambda I)^-1 F' Y. lambda is learned, and so is what scales the solution to logits where labels are classes.
+    W = argmin |F W - Y|^2 + lambda |W|^2. F are the support features and a constant 1. Y are one-hot rows, -1 and 1 for
+    a single logit, or real targets. The solution has two forms, F' (F F' + lambda I)^-1 Y and
+    (F' F + lambda I)^-1 F' Y, and the one with the smaller system is used. lambda is learned. If labels are classes,
+    the factor that scales the solution to logits is learned, too.
 
-    ridge: lambda at the start, above zero.
+    ridge: initial value of lambda, above zero.
     """
 
     frees_ways = True
@@ -77,7 +84,7 @@ class RidgeHead(Adaptation):
         if not ridge > 0:
             raise InputError(f"ridge must be above zero, got {ridge}")
         self.log_ridge = nn.Parameter(torch.tensor(ridge).log())
-        # One-hot targets fit to at most 1, which leaves a softmax over a few classes nearly uniform.
+        # Fits of one-hot targets are at most 1, and a softmax of such values over a few classes is nearly uniform.
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
 
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
@@ -89,7 +96,7 @@ class RidgeHead(Adaptation):
         return without_absent(weights | {"head.weight": solution[:-1].T, "head.bias": solution[-1]}, support)
 
     def solve(self, f: Tensor, y: Tensor) -> Tensor:
-        """f (n, d), y (n, outputs) -> (d, outputs)."""
+        """Return the solution W of the ridge regression. f: (n, d), y: (n, outputs) -> (d, outputs)."""
         n, d = f.shape
         wide = n <= d
         gram = f @ f.T if wide else f.T @ f

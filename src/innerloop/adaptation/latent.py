@@ -1,4 +1,4 @@
-"""Gradient steps on what the hypernetwork's generator reads, instead of on the weights that it writes."""
+"""Gradient steps on the code that a hypernetwork's generator reads, instead of on the weights that it writes."""
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,14 @@ from innerloop.episodes import Loss, Samples, Weights
 
 
 class LatentSteps(Adaptation):
-    """z <- z - rate * grad_z L^S(theta + g(z; phi)), K times; then w = theta + g(z_K; phi).
+    """K steps z <- z - rate * grad_z L^S(theta + g(z; phi)) on a code z, and then w = theta + g(z_K; phi).
 
-    The code z starts from what the encoder makes of the support set (LEO, Rusu et al., 2019, without its sampling), or
-    from zero (CAVIA, Zintgraf et al., 2019, whose context parameters z is; see `ZeroCode`).
+    z starts from the encoder's code of the support set (LEO, Rusu et al., 2019, without its sampling), or from zero
+    (CAVIA, Zintgraf et al., 2019, where z are the context parameters; see `ZeroCode`).
 
-    generate: encodes and writes. loss, steps, inner_lr, eval_steps, first_order: as in `GradientSteps`.
-    learn_lr: learn the rate, one number, starting at inner_lr.
+    generate: encodes the support set and writes the weights.
+    loss, steps, inner_lr, eval_steps, first_order: as in `GradientSteps`.
+    learn_lr: learn the rate, one number that starts at inner_lr.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class LatentSteps(Adaptation):
         return {"code": self.rate} if isinstance(self.rate, Tensor) else {}
 
     def path(self, net: nn.Module, weights: Weights, support: Samples, steps: int) -> list[Weights]:
-        """The weights after 0, 1, …, `steps` steps of the code."""
+        """Return the weights after 0, 1, …, `steps` steps on the code."""
         codes = [self.generate.code(net, weights, support)]
 
         def objective(code: Tensor) -> Tensor:

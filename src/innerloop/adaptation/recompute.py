@@ -1,4 +1,4 @@
-"""Functions that are computed a second time for their derivative, instead of being kept in memory until then."""
+"""Functions that are computed a second time for their derivative, so that their graph need not be kept in memory."""
 
 import contextvars
 from collections.abc import Callable, Iterator
@@ -12,31 +12,32 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 
 def recomputed(function: Function, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """function(*tensors), which is to depend on nothing else that is differentiated or that varies under vmap.
+    """Return function(*tensors), keeping only the tensors in memory for the derivative.
 
-    Only the tensors are kept for the first derivative, for which the function runs again (Chen et al., 2016); a second
-    derivative there is not. Inside the function `torch.func.grad` may take derivatives of its own. Unlike
-    `torch.utils.checkpoint`, which has no part in these transforms, it works under `torch.vmap`.
+    The function runs a second time for the first derivative (Chen et al., 2016). A second derivative is not supported,
+    but the function itself may take derivatives by `torch.func.grad`. It must not depend on anything other than the
+    tensors that is differentiated or that varies under vmap. Unlike `torch.utils.checkpoint`, which does not support
+    transforms of torch.func, this works under `torch.vmap`.
     """
-    return _Recomputed.apply(function, contextvars.copy_context(), autocast(), *tensors)
+    return _Recomputed.apply(function, contextvars.copy_context(), autocast_settings(), *tensors)
 
 
-def autocast() -> Callable[[], AbstractContextManager[None]]:
-    """A context manager with the autocast modes of here and now, for another time or another thread."""
+def autocast_settings() -> Callable[[], AbstractContextManager[None]]:
+    """Return a context manager that sets the current autocast modes again, later or in another thread."""
     modes = [
         (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)) for device in ("cpu", "cuda")
     ]
     cached = torch.is_autocast_cache_enabled()
 
     @contextmanager
-    def same() -> Iterator[None]:
+    def settings() -> Iterator[None]:
         with ExitStack() as stack:
             for device, dtype, enabled in modes:
                 if enabled or torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cached))
             yield
 
-    return same
+    return settings
 
 
 class _Recomputed(torch.autograd.Function):
@@ -53,16 +54,16 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
 
-        def of_wanted(*moving: Tensor) -> tuple[Tensor, ...]:
-            rest = iter(moving)
-            return ctx.function(*(next(rest) if w else t for t, w in zip(tensors, wanted, strict=True)))
+        def function(*variables: Tensor) -> tuple[Tensor, ...]:
+            values = iter(variables)
+            return ctx.function(*(next(values) if n else t for t, n in zip(tensors, needed, strict=True)))
 
-        def pull() -> tuple[Tensor, ...]:
+        def vjp() -> tuple[Tensor, ...]:
             with ctx.modes():
-                moving = [t for t, w in zip(tensors, wanted, strict=True) if w]
-                return torch.func.vjp(of_wanted, *moving)[1](upstream)
+                variables = [t for t, n in zip(tensors, needed, strict=True) if n]
+                return torch.func.vjp(function, *variables)[1](upstream)
 
-        found = iter(ctx.context.run(pull))
-        return None, None, None, *(next(found) if w else None for w in wanted)
+        gradients = iter(ctx.context.run(vjp))
+        return None, None, None, *(next(gradients) if n else None for n in needed)

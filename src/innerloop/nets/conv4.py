@@ -19,8 +19,8 @@ def convolutional(module: nn.Module) -> bool:
 class ConvNorm(nn.Module):
     """A convolution followed by a norm.
 
-    kernel: the kernel size, an odd number. The input is padded so that the output has all its positions, or every
-        stride-th of them.
+    kernel: the kernel size, an odd number. Padding keeps the height and width of the input. With a stride above 1, the
+        output has every stride-th position.
     """
 
     def __init__(self, channels: int, width: int, norm: str, kernel: int = 3, stride: int = 1) -> None:

@@ -15,7 +15,7 @@ aten = torch.ops.aten
 WORTHWHILE = 2**14
 """Number of entries of an input from which `batch_norm` is faster than torch's batch norm.
 
-Below it, the time that the second derivative saves is less than the time that autograd nodes written in Python cost.
+Below it, autograd nodes written in Python cost more time than the second derivative saves.
 Chosen from the workloads of scripts/benchmark.py on the CPU, by trying values from 2**13 to 2**17 and one that is
 never reached.
 """
@@ -28,7 +28,7 @@ _on: ContextVar[bool] = ContextVar("_on", default=False)
 def fused_layers() -> Iterator[None]:
     """Let layers inside use fused kernels, torch's or our own. They are faster, and exact except under `torch.vmap`.
 
-    The engine enters this context where it runs tasks one by one.
+    The engine enters this context when it runs tasks one by one.
     """
     token = _on.set(True)
     try:
@@ -50,8 +50,8 @@ def inside_transform() -> bool:
 def supported(x: Tensor, weight: Tensor) -> bool:
     """Return True if our own kernels may be used for x and this weight.
 
-    That is inside `fused_layers`, outside transforms of torch.func, on the CPU, and if both have the same
-    floating-point type.
+    They may be used inside `fused_layers` and outside transforms of torch.func, on the CPU, if x and weight have the
+    same floating-point type.
     """
     fits = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype.is_floating_point
     return on() and fits and not inside_transform()
@@ -141,7 +141,7 @@ class _Gradient(Function):
 def x_gradient_factors(
     weight: Tensor, r: Tensor, a: Tensor, vx_mean: Tensor, gx_mean: Tensor, covariance: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the factors per channel of v, g and x' in the gradient of x that the second derivative returns.
+    """Return the factors per channel that multiply v, g and x' in the second derivative's gradient of x.
 
     For the notation see `_Gradient`. vx_mean, gx_mean: means of v x' and of g x'. covariance: of v and g.
     """
@@ -156,12 +156,12 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 def second_derivative_by_torch(
     function: Callable[..., Tensor], inputs: tuple[Tensor, ...], upstream: tuple[Tensor, ...], eps: float
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of g, x and weight that torch computes for the gradient of function(x, weight, bias, eps).
+    """Return the second derivative of function(x, weight, bias, eps) as torch computes it, differentiable once more.
 
-    They can be differentiated further.
+    The first derivative consists of the gradients of x, weight and bias for an upstream gradient g. The second
+    derivative consists of the gradients of g, x and weight for upstream gradients of these three.
 
-    inputs: g, x and weight, where g is the upstream gradient of the function. upstream: the upstream gradients of the
-        function's gradients of x, weight and bias.
+    inputs: g, x and weight. upstream: the upstream gradients of the gradients of x, weight and bias.
     """
     g, x, weight = inputs = tuple(t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs)
     bias = torch.zeros_like(weight, requires_grad=True)

@@ -117,7 +117,7 @@ class _PooledGradient(Function):
         if torch.is_grad_enabled():  # a third derivative will be taken
             return *second_derivative_by_torch(norm_then_pool, (g, x, weight), (v, a, b), ctx.eps), *[None] * 5
         v = channels_last(v)
-        # sum(v x') and sum(v), as in `fused._Gradient`, but without w r P v, which is needed only where the pool kept x.
+        # sum(v x') and sum(v) as in `fused._Gradient`, but not w r P v, which is needed only where the pool kept x.
         sums = aten.native_batch_norm_backward(v, x, weight, None, None, mean, r, True, ctx.eps, [False, True, True])
         n = x.numel() // x.shape[1]
         vx_mean, v_mean, gx_mean, g_mean = sums[1] / n, sums[2] / n, gx_sum / n, g_sum / n

@@ -13,11 +13,11 @@ class Generator(nn.Module):
     """A module that writes a named subset of a net's weights from a code.
 
     shapes: shapes of the weights to write, by name. code_size: length of a code.
-    classes: number of classes; there is then one code per class, (classes, code_size). Weights named `head.*` are
-        written row by row, each class's row from the code of this class, and all other weights from the mean of the
-        codes. None: all weights are written from a single code, (code_size,).
-    chunk_size: write the weights that are not written row by row in chunks of this many numbers. All chunks share one
-        small net, which also gets an embedding of the chunk (von Oswald et al., 2020), so that its size does not grow
+    classes: number of classes, if there is one code per class, (classes, code_size). Weights named `head.*` are written
+        row by row, each class's row from the code of this class, and all other weights from the mean of the codes.
+        None: all weights are written from a single code, (code_size,).
+    chunk_size: write the weights that are not written row by row in chunks of this many numbers. One small net writes
+        every chunk from the code and an embedding of the chunk (von Oswald et al., 2020), so its size does not grow
         with the target net. None: one linear map writes these weights.
     init="zero": the output is exactly zero at the start. For weights that are added to theta.
     init="linear": the usual initialisation of a linear layer, but with zero bias, so that the zero code writes zeros
@@ -83,7 +83,7 @@ class Generator(nn.Module):
 
 
 class ChunkedWriter(nn.Module):
-    """A module that writes numbers in chunks, code (code_size,) -> (size,). They are all zero at the start."""
+    """A module that writes numbers in chunks: code (code_size,) -> (size,). At the start they are all zero."""
 
     def __init__(self, code_size: int, size: int, chunk_size: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Norms that stay exact when tasks run under `torch.vmap` and the result is differentiated twice.
 
-If `F.batch_norm`, `F.layer_norm` or `F.instance_norm` runs under `torch.vmap` and is differentiated from outside, the
-second-order gradients are wrong, and there is no warning (torch 2.13). A batch norm composed of elementary operations
+If `F.batch_norm`, `F.layer_norm` or `F.instance_norm` runs under `torch.vmap` and the result is differentiated outside
+of it, second-order gradients are wrong, without a warning (torch 2.13). A batch norm composed of elementary operations
 is exact, and so is `F.group_norm`. Layer norm is a group norm with one group.
 """
 
@@ -19,7 +19,7 @@ from innerloop.nets import fused, fused_pool
 
 Moments = tuple[Tensor, Tensor]
 Source = Callable[["BatchNorm", Tensor], Moments]
-"""(batch norm, its input) -> the mean and variance per channel to use. The batch norm may be a copy with other weights."""
+"""(batch norm, or a copy of it with other weights; its input) -> the mean and variance per channel to use."""
 
 _source: ContextVar[Source | None] = ContextVar("_source", default=None)
 
@@ -68,8 +68,8 @@ def with_statistics_of(net: nn.Module, reference: Tensor) -> nn.Module:
 
 
 def _with_forward(net: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor]) -> nn.Module:
-    # A shallow copy shares the registries of parameters and submodules. `forward` is set in its class, because a
-    # method that is set in the object would be carried into copies with other weights and still use the old ones.
+    # A shallow copy shares the registries of parameters and submodules. `forward` is set in its class. As an attribute
+    # of the object it would still use the net's own weights in copies with other weights.
     view = copy.copy(net)
     view.__class__ = type(type(net).__name__, (type(net),), {"forward": forward})
     return view
@@ -123,7 +123,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class LayerNorm(nn.GroupNorm):
-    """Layer norm over all dimensions but the first, with a scale and shift per channel. x: (n, channels, *positions)."""
+    """Layer norm over all dimensions but the first, with scale and shift per channel. x: (n, channels, *positions)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels)

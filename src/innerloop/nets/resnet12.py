@@ -13,7 +13,10 @@ from innerloop.nets.dense import ACTIVATIONS, choose
 
 
 class ResidualBlock(nn.Module):
-    """Three 3x3 convolutions plus a 1x1 convolution as shortcut, each with a norm; then a 2x2 max-pool, an activation."""
+    """Three 3x3 convolutions and a 1x1 shortcut, each with its norm.
+
+    Their sum passes through a 2x2 max-pool and an activation.
+    """
 
     def __init__(self, channels: int, width: int, norm: str, activation: str) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -73,11 +74,12 @@ def describe(cfg: DictConfig, learner: MetaLearner) -> dict[str, Any]:
 
 
 def load_weights(learner: MetaLearner, path: Path) -> None:
-    """Load meta-parameters from a checkpoint.
+    """Load meta-parameters from a checkpoint, in the precision that they were trained in.
 
     Raises InputError if it is missing, broken or of another learner.
     """
     weights = read_checkpoint(path)["state_dict"]
+    learner.to(next((w.dtype for w in weights.values() if w.is_floating_point()), torch.float32))
     try:
         learner.load_state_dict(weights)
     except RuntimeError as error:

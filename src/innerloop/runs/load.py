@@ -133,7 +133,7 @@ class Run:
             replace_data(cfg, data)
             parts = build(cfg)
             load_weights(parts.learner, self.checkpoint_path)
-            parts.learner.to(self.learner.device, next(self.learner.parameters()).dtype)
+            parts.learner.to(self.learner.device)
             return parts
         tasks = self.tasks if data is None else data
         return Parts(tasks, self.learner, self._data_module(cfg, tasks))
@@ -176,7 +176,7 @@ def load_run(
         parts = build(cfg)
     run = Run(path, checkpoint, to_plain(cfg), parts.learner, parts.tasks, parts.data)
     load_weights(parts.learner, run.checkpoint_path)
-    parts.learner.to(device, torch.float64 if cfg.trainer.precision == "64-true" else torch.float32).eval()
+    parts.learner.to(device).eval()
     return run
 
 

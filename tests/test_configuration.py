@@ -263,6 +263,8 @@ def composed(*overrides: str) -> DictConfig:
 
 def overrides_of(recipe: str) -> list[str]:
     """The data and the algorithm in the name of a recipe."""
+    if recipe == "none":
+        return ["recipe=none"]
     algos = [a for a in (n.partition("/")[2] for n in names("algo")) if recipe.endswith(f"_{a}")]
     algo = max(algos, key=len)
     return [f"data={recipe.removesuffix(f'_{algo}')}", f"algo={algo}"]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.defaults_list import Overrides
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -65,8 +66,8 @@ def reported_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (*USER_ERRORS, AssertionError) as error:
-        message = missing_parent(error) if isinstance(error, AssertionError) else explain(error)
+    except (*USER_ERRORS, AssertionError, ValueError) as error:
+        message = explain(error) if isinstance(error, USER_ERRORS) else unexplained(error)
         if message is None or _is_job() or "traceback=true" in [a.lower() for a in sys.argv]:
             raise
         _report(message)
@@ -101,13 +102,20 @@ def explain(error: BaseException) -> str:
     return message
 
 
-def missing_parent(error: AssertionError) -> str | None:
-    """Return the message for OmegaConf's assertion that an overridden key's parent exists; None for other errors."""
+def unexplained(error: BaseException) -> str | None:
+    """Return the message for two mistakes that Hydra does not explain, and None for all other errors.
+
+    OmegaConf asserts that an overridden key's parent exists, and Hydra raises ValueError for a group that is no string.
+    """
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    if frame.f_code is not OmegaConf.update.__code__:
-        return None
-    key = frame.f_locals["key"]
-    return f"{key} cannot be set: this configuration has no {key.rpartition('.')[0]}"
+    if frame.f_code is OmegaConf.update.__code__:
+        key = frame.f_locals["key"]
+        return f"{key} cannot be set: this configuration has no {key.rpartition('.')[0]}"
+    if frame.f_code is Overrides.__init__.__code__:
+        override = frame.f_locals["override"]
+        key = override.get_key_element()
+        return f"{override.input_line}: {key} chooses a configuration, so it takes the name of a file in conf/{key}"
+    return None
 
 
 def typed_value(key: str, argv: Sequence[str]) -> str | None:

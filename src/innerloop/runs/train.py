@@ -20,7 +20,7 @@ from innerloop.devices.processes import all_ranks, run_as_rank
 from innerloop.devices.ranks import check_launch, is_first
 from innerloop.errors import InputError, Pruned, Stopped
 from innerloop.runs.build import Parts, build
-from innerloop.runs.callbacks import Histograms, RunCheckpoint, Session
+from innerloop.runs.callbacks import Histograms, RunCheckpoint, SaveOnSignal, Session
 from innerloop.runs.checks import check, check_recipe
 from innerloop.runs.command import remove_empty
 from innerloop.runs.config import CONFIG, logger_settings, resumed_config, to_plain
@@ -31,7 +31,7 @@ from innerloop.runs.report.figures import save_figures
 from innerloop.runs.report.results import closing_table, episode_rows, flatten, write_episodes
 from innerloop.runs.signatures import make
 from innerloop.runs.tracking import Closing, Label, RunInfo, check_loggers, end_loggers, make_loggers, trackers
-from innerloop.runs.trainer import make_trainer
+from innerloop.runs.trainer import check_extra, make_trainer
 from innerloop.tasks.base import Tasks
 
 log = logging.getLogger("innerloop")
@@ -50,6 +50,7 @@ def train(cfg: DictConfig, name: Label | None = None, callbacks: Sequence[Callba
         try:
             cfg = checked_config(cfg, run_dir, resuming)
             configured_callbacks(cfg)
+            check_extra(cfg.trainer)
             parts = build(cfg)
         except BaseException:
             remove_empty(run_dir)
@@ -120,7 +121,14 @@ def fit_and_test(
             learner,
             run_dir,
             logger=loggers,
-            callbacks=[*checkpoints(run_dir, parts.tasks), session, *chosen, *histograms(loggers), *callbacks],
+            callbacks=[
+                session,
+                *checkpoints(run_dir, parts.tasks),
+                *chosen,
+                *histograms(loggers),
+                *callbacks,
+                SaveOnSignal(session),
+            ],
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
         )
         log.info("training %s on %s in %s", cfg.algo.name, cfg.data.name, run_dir)

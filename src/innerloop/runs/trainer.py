@@ -23,8 +23,8 @@ PROFILERS: dict[str, type[Profiler]] = {
     "pytorch": PyTorchProfiler,
 }
 
-# Arguments of Lightning's Trainer -> the keys that set them.
-OWN_KEYS = {
+# Arguments of Lightning's Trainer that trainer.extra cannot set -> the keys to use instead.
+RESERVED = {
     "max_steps": "trainer.max_steps",
     "max_epochs": "trainer.max_steps",
     "limit_train_batches": "trainer.val_every",
@@ -44,7 +44,11 @@ OWN_KEYS = {
     "logger": "logger",
     "callbacks": "callbacks",
     "default_root_dir": "hydra.run.dir",
+    "fast_dev_run": "debug=fast",
+    "enable_progress_bar": "callbacks.progress",
 }
+NEEDED = ("enable_checkpointing", "barebones")
+"""Arguments of Lightning's Trainer that would take away the checkpoints, which the test and resume= need."""
 # Arguments that follow from how learners and runs work.
 FIXED = {
     "num_sanity_val_steps": 0,
@@ -92,10 +96,22 @@ def extra_arguments(trainer: DictConfig) -> dict[str, Any]:
     extra = OmegaConf.to_container(trainer.extra, resolve=True)
     assert isinstance(extra, dict)
     for name in extra:
-        if name in OWN_KEYS:
-            raise InputError(f"trainer.extra.{name} cannot be set: {OWN_KEYS[str(name)]} decides it")
-    known = {name: kind for name, (kind, _) in parameters(Trainer).items() if name not in OWN_KEYS}
+        if name in RESERVED:
+            raise InputError(f"trainer.extra.{name} cannot be set: use {RESERVED[str(name)]}")
+        if name in NEEDED:
+            raise InputError(f"trainer.extra.{name} cannot be set: the test and resume= need checkpoints")
+    known = {name: kind for name, (kind, _) in parameters(Trainer).items() if name not in RESERVED}
     return converted({str(k): v for k, v in extra.items()}, known, "trainer.extra")
+
+
+def check_extra(trainer: DictConfig) -> None:
+    """Raise InputError for values of trainer.extra that Lightning's Trainer refuses."""
+    extra = extra_arguments(trainer)
+    if extra:
+        try:
+            Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **{**FIXED, **extra})
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise InputError(f"trainer.extra: {error}") from error
 
 
 def ignore_warnings() -> None:
@@ -110,5 +126,7 @@ def ignore_warnings() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # An epoch is the stretch between two validations: limit_train_batches sets its length.
     warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
+    # Epochs are short where validations are frequent. The logging interval counts steps over all of them.
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     # Resumed runs and evaluations use a directory that holds checkpoints on purpose.
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")

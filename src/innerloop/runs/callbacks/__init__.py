@@ -6,7 +6,7 @@ from innerloop.runs.callbacks.debugging import InnerDiagnostics, LossMustFall
 from innerloop.runs.callbacks.distributions import Histograms, InnerRates
 from innerloop.runs.callbacks.progress import Progress
 from innerloop.runs.callbacks.pruning import Pruning
-from innerloop.runs.callbacks.session import Session
+from innerloop.runs.callbacks.session import SaveOnSignal, Session
 
 __all__ = [
     "Histograms",
@@ -16,6 +16,7 @@ __all__ = [
     "Progress",
     "Pruning",
     "RunCheckpoint",
+    "SaveOnSignal",
     "Session",
     "StochasticWeightAveraging",
 ]

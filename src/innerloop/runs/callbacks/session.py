@@ -17,6 +17,8 @@ from innerloop.errors import DivergedError, Stopped
 class Session(Callback):
     """Keep time and peak memory across resumed runs, stop cleanly on a signal, and validate after the last step.
 
+    It must be the first callback, and `SaveOnSignal` the last.
+
     checkpoint: where the state is saved on SIGINT or SIGTERM. It is saved between two meta-batches, so that the resumed
         run equals an uninterrupted one. A second Ctrl-C ends the process at once without saving. If one rank gets the
         signal, all ranks stop after the same step.
@@ -85,14 +87,19 @@ class Session(Callback):
         loop = trainer.fit_loop.epoch_loop
         loop._batches_that_stepped = loop.batch_progress.total.ready - 1
 
+    def save_if_signalled(self, trainer: Trainer, batch_idx: int) -> None:
+        """Save the state if the run is to stop.
+
+        Only between two outer updates, because no checkpoint holds accumulated gradients. The run ends at the start of
+        the next batch, after this batch's numbers were logged.
+        """
+        if (batch_idx + 1) % self.accumulate == 0 and self._any_rank(trainer, self.signalled):
+            trainer.save_checkpoint(self.checkpoint)
+            self.saved = True
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % self.accumulate == 0 and self._any_rank(trainer, self.signalled):
-            # Only between two outer updates, because no checkpoint holds accumulated gradients. The run ends at the
-            # start of the next batch, after this batch's numbers were logged.
-            trainer.save_checkpoint(self.checkpoint)
-            self.saved = True
         # Lightning validates at max_steps only if an epoch ends there.
         if trainer.global_step >= trainer.max_steps > 0:
             trainer.should_stop = True
@@ -119,3 +126,15 @@ class Session(Callback):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+
+class SaveOnSignal(Callback):
+    """Save the state of a run that is to stop, after all other callbacks have updated theirs for the step."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.session.save_if_signalled(trainer, batch_idx)

@@ -5,10 +5,11 @@ import logging
 import os
 import runpy
 import shutil
+import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,72 @@ TINY = (
     "test.episodes=6",
     "data.meta_batch_size=2",
 )
+
+
+SHORT = (
+    "trainer.max_steps=40",
+    "trainer.val_every=15",
+    "trainer.val_episodes=20",
+    "trainer.log_every=10",
+    "trainer.threads=1",
+    "trainer.accelerator=cpu",
+    "test.episodes=30",
+)
+
+
+def start(script: str, *arguments: str, cwd: Path, **variables: str) -> subprocess.Popen[str]:
+    """A script in a process of its own, with these environment variables, empty ones unset, and no others of W&B's."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    environment |= {"WANDB_MODE": "offline"} | variables
+    environment = {k: v for k, v in environment.items() if v}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run(script: str, *arguments: str, cwd: Path, status: int = 0, **variables: str) -> tuple[str, str]:
+    """A script's output and errors, once it has ended with this exit status."""
+    process = start(script, *arguments, cwd=cwd, **variables)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == status, (
+        f"{script} {' '.join(arguments)} ended with {process.returncode}:\n{out}\n{err}"
+    )
+    return out, err
+
+
+Here = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Here:
+    """A script's exit status and stderr, run in this process: starting Python and torch anew takes seconds."""
+
+    def status(script: str, *arguments: str) -> int:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    def call(script: str, *arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        return status(script, *arguments), capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the glyphs are drawn, once."""
+    return tmp_path_factory.mktemp("glyphs")
 
 
 @pytest.fixture(scope="module")

@@ -2,22 +2,17 @@
 
 import csv
 import json
-import os
 import re
-import runpy
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, SHORT, Here, run, start
 from hydra import compose, initialize_config_dir
 from offline import offline_runs
 
@@ -27,61 +22,6 @@ from innerloop.runs.build import build
 from innerloop.runs.evaluate import best_step
 
 schemas.register()
-
-SHORT = (
-    "trainer.max_steps=40",
-    "trainer.val_every=15",
-    "trainer.val_episodes=20",
-    "trainer.log_every=10",
-    "trainer.threads=1",
-    "trainer.accelerator=cpu",
-    "test.episodes=30",
-)
-
-
-def start(script: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"WANDB_MODE": "offline"}
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / script), *arguments],
-        cwd=cwd,
-        env=environment,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def run(script: str, *arguments: str, cwd: Path, status: int = 0) -> tuple[str, str]:
-    process = start(script, *arguments, cwd=cwd)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == status, (
-        f"{script} {' '.join(arguments)} ended with {process.returncode}:\n{out}\n{err}"
-    )
-    return out, err
-
-
-Here = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Here:
-    """A script's exit status and stderr, run in this process: starting Python and torch anew takes seconds."""
-
-    def status(script: str, *arguments: str) -> int:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        except SystemExit as end:
-            return int(end.code or 0)
-        return 0
-
-    def call(script: str, *arguments: str) -> tuple[int, str]:
-        capsys.readouterr()
-        return status(script, *arguments), capsys.readouterr().err
-
-    return call
 
 
 def results(run_dir: Path) -> dict[str, Any]:
@@ -250,66 +190,6 @@ def test_diverging_run_stops_and_keeps_good_weights(here: Here, tmp_path: Path) 
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
     assert all(value.isfinite().all() for value in saved.values())
     assert not (tmp_path / "run" / "results.json").exists()
-
-
-@pytest.fixture(scope="module")
-def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the glyphs are drawn, once."""
-    return tmp_path_factory.mktemp("glyphs")
-
-
-MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
-    (["algo=mamll"], ["algo/mamll", "hybrid", "hypernet", "maml"]),
-    (["data=sinusoids"], ["data/sinusoids", "multimodal"]),
-    (["algo.inner_lrr=0.1"], ["unknown key algo.inner_lrr", "Did you mean algo.inner_lr?"]),
-    (["trainer.max_step=10"], ["unknown key trainer.max_step", "trainer.max_steps"]),
-    (["trainer.max_steps=many"], ["trainer.max_steps", "many"]),
-    (["resume=nowhere"], ["nowhere is no run directory"]),
-    (["+extra=1"], ["unknown key extra"]),
-    (["logger=csv", "logger.wandb.group=mine"], ["logger.wandb.group cannot be set", "has no logger.wandb"]),
-    (["algo.inner_lr=fast"], ["algo.inner_lr=fast", "float"]),
-    (["algo.inner_lr=-1"], ["inner_lr must be above zero, got -1"]),
-    (["algo.outer_lr=0"], ["outer_lr must be above zero, got 0"]),
-    (["trainer.max_steps=0"], ["trainer.max_steps must be above zero, got 0"]),
-    (["data.meta_batch_size=-3"], ["meta_batch_size must be above zero, got -3"]),
-    (["data.shots=0"], ["shots must be above zero, got 0"]),
-    (["seed=-1"], ["seed", "-1"]),
-    (["algo.engine=gpu"], ["unknown engine 'gpu'", "loop", "vmap"]),
-    (["algo=hybrid", "algo.writes=film"], ["writes=film", "no such weights"]),
-    (["data=omniglot", "data.root=nowhere"], ["nowhere"]),
-    (["data=mini_imagenet"], ["data.root=FOLDER", "train.csv", "image-net.org"]),
-    (["data=folder"], ["data.root", "a folder of pictures for each class"]),
-    (["data=folder", "data.root=nowhere"], ["data.root=nowhere"]),
-    (["data=folder", "data.sizes=32"], ["unknown key data.sizes", "Did you mean data.size?"]),
-    (["data=glyphs", "data.cache=GLYPHS", "data.ways=100000"], ["ways=100000", "split has"]),
-    (["trainer=gpu"], ["no GPU"]),
-]
-
-
-@pytest.mark.parametrize(("arguments", "said"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
-def test_mistake_ends_in_one_short_message(
-    arguments: Sequence[str], said: Sequence[str], here: Here, glyphs: Path, tmp_path: Path
-) -> None:
-    if arguments == ["trainer=gpu"] and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    status, err = here("train.py", *(a.replace("GLYPHS", str(glyphs)) for a in arguments))
-    assert status == 1
-    for part in said:
-        assert part in err.replace("Float", "float")
-    assert "Traceback" not in err
-    assert len(err) < 1200
-    assert not list(tmp_path.iterdir()), "a mistake leaves nothing behind"
-
-
-def test_mistake_in_a_sweep_leaves_nothing(tmp_path: Path) -> None:
-    _, err = run("train.py", "-m", "algo=maml,mamll", cwd=tmp_path, status=1)
-    assert "mamll" in err
-    assert not list(tmp_path.iterdir())
-
-
-def test_debug_lets_the_exception_through(here: Here) -> None:
-    with pytest.raises(InputError, match="inner_lr must be above zero"):
-        here("train.py", "algo.inner_lr=-1", "traceback=true")
 
 
 def test_run_directory_is_not_overwritten(sweep: dict[tuple[str, int], Path], here: Here) -> None:

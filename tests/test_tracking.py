@@ -1,13 +1,19 @@
 """What loggers are started with, without a network or an account."""
 
 import json
+import logging
 import os
 import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wandb
+from conftest import TINY, run
 
 from innerloop.errors import InputError
 from innerloop.runs.tracking import Label, MetricsFile, RunInfo, check_loggers, wandb_run
@@ -63,6 +69,105 @@ def test_auto_is_online_only_where_logged_in(
     assert asked["mode"] == mode
     assert asked["config"] == CONFIG | {"git_commit": None, "git_dirty": None}
     assert asked["id"] is None
+
+
+@pytest.fixture
+def logged_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """W&B has a key, and reads the environment anew."""
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_API_KEY", 40 * "x")
+    yield monkeypatch
+    monkeypatch.undo()
+    wandb.teardown()
+
+
+@contextmanager
+def server(answering: bool) -> Iterator[str]:
+    """The address of a server that takes connections and never answers, or of one that is not there."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        if answering:
+            listening.listen()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("answering", [False, True])
+def test_without_an_answer_auto_is_offline_and_says_so(
+    answering: bool, asked: dict[str, Any], logged_in: pytest.MonkeyPatch, tmp_path: Path, caplog: Any
+) -> None:
+    logged_in.setattr(wandb_run, "PATIENCE", 1.0)
+    with server(answering) as url, caplog.at_level(logging.WARNING, logger="innerloop"):
+        logged_in.setenv("WANDB_BASE_URL", url)
+        begin = time.monotonic()
+        with pytest.raises(Asked):
+            WandbRun(info(tmp_path), SETTINGS)
+        assert time.monotonic() - begin < 5
+        wandb.teardown()
+        logged_in.delattr(wandb, "init")
+        with pytest.raises(InputError, match=f"^W&B: no answer from {url}. Train without it: logger.wandb.mode=offl"):
+            WandbRun(info(tmp_path), SETTINGS | {"mode": "online"})
+    assert asked["mode"] == "offline"
+    assert caplog.messages == [
+        f"W&B: no answer from {url}, so this run is recorded offline; upload it later with wandb sync"
+    ]
+
+
+def test_a_server_that_fails_later_leaves_auto_what_is_left_of_ten_seconds(
+    asked: dict[str, Any], logged_in: pytest.MonkeyPatch, tmp_path: Path, caplog: Any
+) -> None:
+    def init(mode: str, settings: Any, **options: Any) -> None:
+        asked.setdefault("modes", []).append(mode)
+        if mode == "online":
+            asked["timeout"] = settings.init_timeout
+            raise wandb.errors.CommError("timed out\nfor long")
+        raise Asked
+
+    logged_in.setattr(wandb, "init", init)
+    logged_in.setattr(wandb_run, "answers", lambda url, seconds: seconds <= 5)
+    with caplog.at_level(logging.WARNING, logger="innerloop"), pytest.raises(Asked):
+        WandbRun(info(tmp_path), SETTINGS)
+    assert asked["modes"] == ["online", "offline"]
+    assert 1 <= asked["timeout"] <= 10
+    assert caplog.messages == ["W&B: CommError: timed out for long; this run is recorded offline"]
+    with pytest.raises(InputError, match=r"^W&B: timed out for long\. Train without it"):
+        WandbRun(info(tmp_path), SETTINGS | {"mode": "online"})
+
+
+def test_a_name_that_no_server_has_is_no_answer() -> None:
+    assert not wandb_run.answers("http://nowhere.invalid", 3)
+    assert not wandb_run.answers("nonsense", 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WANDB_MODE", "of"),
+        ("WANDB_BASE_URL", "nonsense"),
+        ("WANDB_API_KEY", "abc"),
+        ("WANDB_INIT_TIMEOUT", "soon"),
+        ("WANDB_SILENT", "perhaps"),
+    ],
+)
+def test_a_damaged_variable_is_named(name: str, value: str, logged_in: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    logged_in.delenv("WANDB_MODE", raising=False)
+    logged_in.setattr(wandb_run, "answers", lambda url, seconds: True)
+    logged_in.setenv(name, value)
+    short = name.removeprefix("WANDB_").lower()
+    with pytest.raises(InputError, match=rf"^W&B: ({name} invalid|{short}: Input should be .*{value})") as caught:
+        WandbRun(info(tmp_path), SETTINGS)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_without_a_network_trains(tmp_path: Path) -> None:
+    with server(answering=False) as url:
+        environment = {"WANDB_MODE": "", "WANDB_API_KEY": 40 * "x", "WANDB_BASE_URL": url}
+        _, err = run("train.py", *TINY, "hydra.run.dir=run", cwd=tmp_path, **environment)
+    said = f"W&B: no answer from {url}, so this run is recorded offline"
+    assert said in err
+    assert said in (tmp_path / "run" / "train.log").read_text()
+    assert (tmp_path / "run" / "results.json").exists()
+    assert json.loads((tmp_path / "run" / "wandb.json").read_text())["mode"] == "offline"
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
 
 
 def test_environment_decides_where_it_speaks(

@@ -3,7 +3,7 @@
 Hydra imports this module whenever it starts, so innerloop is imported where it is used.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -41,7 +41,16 @@ class SearchConf:
 
 
 class _Sweeper(Sweeper):
+    schema: type
+
     def __init__(self, **settings: Any) -> None:
+        known = {f.name for f in fields(self.schema)}
+        for name in settings:
+            if name not in known:
+                from innerloop.errors import InputError
+                from innerloop.runs.signatures import unknown_key
+
+                raise InputError(unknown_key(f"hydra.sweeper.{name}", list(known - {"_target_"})))
         self.settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -50,6 +59,8 @@ class _Sweeper(Sweeper):
 
 class GridSweeper(_Sweeper):
     """Run `innerloop.sweeps.grid.grid`."""
+
+    schema = GridConf
 
     def sweep(self, arguments: list[str]) -> None:
         from innerloop.sweeps.grid import grid
@@ -61,6 +72,8 @@ class GridSweeper(_Sweeper):
 
 class SearchSweeper(_Sweeper):
     """Run `innerloop.sweeps.search.search`."""
+
+    schema = SearchConf
 
     def sweep(self, arguments: list[str]) -> None:
         from innerloop.sweeps.search import search

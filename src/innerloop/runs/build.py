@@ -1,6 +1,5 @@
 """From a configuration to its parts: the task family, the learner and the data module."""
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from innerloop.datamodule import EpisodeDataModule
 from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
 from innerloop.runs.config import to_plain
-from innerloop.runs.signatures import arguments, locate, make, target_of
+from innerloop.runs.signatures import arguments, locate, make, parameters, target_of, unknown_key
 from innerloop.tasks.base import Tasks
 
 DATA_MODULE_KEYS = ("meta_batch_size", "num_workers")
@@ -74,10 +73,15 @@ def make_tasks(node: dict[str, Any]) -> Tasks:
 
     If the node's `dataset` names a loader, the loader gets the keys that its signature has, the family gets the others.
     """
-    if "dataset" not in node:
+    family = target_of(node, "data")
+    loader = locate(node["dataset"], "data.dataset") if "dataset" in node else None
+    loader_keys = set(parameters(loader)) if loader else set()
+    known = {*parameters(family), *loader_keys, *DATA_MODULE_KEYS, "test_episodes"}
+    for name in node:
+        if name not in known and name not in ("name", "_target_"):
+            raise InputError(unknown_key(f"data.{name}", list(known)))
+    if loader is None:
         return make(node, "data")
-    loader = locate(node["dataset"], "data.dataset")
-    known = set(inspect.signature(loader).parameters)
-    loader_values = {name: value for name, value in node.items() if name in known}
-    rest = {name: value for name, value in node.items() if name not in known and name != "dataset"}
-    return make(rest, "data", dataset=loader(**arguments(loader_values, loader, "data")))
+    loader_values = {name: node[name] for name in node if name in loader_keys}
+    family_values = {name: node[name] for name in node if name not in loader_keys and name != "dataset"}
+    return make(family_values, "data", dataset=loader(**arguments(loader_values, loader, "data")))

@@ -1,6 +1,4 @@
-"""Checks of a whole configuration before anything is written: keys, sizes above zero, known choices, recipes."""
-
-from pathlib import Path
+"""Checks of a whole configuration before anything is written: keys, sizes above zero, known choices."""
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -8,8 +6,8 @@ from omegaconf import DictConfig
 
 from innerloop.devices.ranks import check_trainer
 from innerloop.errors import InputError
+from innerloop.runs.keys import check_hydra, check_schema
 from innerloop.runs.schemas import TrainConfig
-from innerloop.runs.signatures import check_keys, unknown_key
 
 STEPS = ("last", "validation")
 PROFILERS = ("simple", "advanced", "pytorch")
@@ -17,7 +15,8 @@ PROFILERS = ("simple", "advanced", "pytorch")
 
 def check(cfg: DictConfig, schema: type = TrainConfig) -> None:
     """Raise InputError for what is not possible in a configuration of this schema."""
-    check_keys(cfg, schema)
+    check_schema(cfg, schema)
+    check_hydra(HydraConfig.get())
     t, test = cfg.trainer, cfg.test
     for name in ("max_steps", "val_every", "val_episodes", "log_every", "threads", "overfit_batches"):
         value = t[name]
@@ -27,6 +26,8 @@ def check(cfg: DictConfig, schema: type = TrainConfig) -> None:
         raise InputError(f"test.episodes must be above zero, got {test.episodes}")
     if cfg.seed < 0 or test.seed < 0:
         raise InputError(f"seed and test.seed must not be negative, got {cfg.seed} and {test.seed}")
+    if cfg.seed >= 2**32:  # NumPy's generator of the whole process takes no larger one
+        raise InputError(f"seed must be below 2**32, got {cfg.seed}")
     if test.steps not in STEPS:
         raise InputError(f"test.steps={test.steps}: choose one of {', '.join(STEPS)}")
     if t.profiler is not None and t.profiler not in PROFILERS:
@@ -35,18 +36,3 @@ def check(cfg: DictConfig, schema: type = TrainConfig) -> None:
         raise InputError(f"trainer.accelerator={t.accelerator}: no GPU is visible; use trainer=cpu or auto")
     shared = {"trainer.val_episodes": t.val_episodes, "test.episodes": test.episodes}
     check_trainer(t, shared | {"data.meta_batch_size": cfg.data.get("meta_batch_size")})
-
-
-def check_recipe() -> None:
-    """Raise InputError if the recipe of Hydra's present job was chosen by the user and does not exist.
-
-    The recipe that follows from data and algorithm need not exist.
-    """
-    runtime = HydraConfig.get().runtime
-    chosen = runtime.choices.get("recipe")
-    if chosen is None or chosen == f"{runtime.choices.get('data')}_{runtime.choices.get('algo')}":
-        return
-    folders = [Path(source.path) / "recipe" for source in runtime.config_sources if source.schema == "file"]
-    known = [path.stem for folder in folders for path in folder.glob("*.yaml")]
-    if chosen not in known:
-        raise InputError(unknown_key(f"recipe/{chosen}", known))

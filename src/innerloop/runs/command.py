@@ -84,6 +84,9 @@ def _report(message: str) -> None:
 
 def explain(error: BaseException) -> str:
     """Return one short message for an error of the user's."""
+    message = str(error).partition("\nConfig search path")[0].rstrip()
+    file = re.match(r"In '[^']+': ", message)  # Hydra says this of a mistake in a file
+    place = file[0] if file else ""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, InputError):  # perhaps raised by a resolver and wrapped by OmegaConf
@@ -91,11 +94,10 @@ def explain(error: BaseException) -> str:
         parent, full_key = getattr(cause, "parent_node", None), getattr(cause, "full_key", None)
         if isinstance(cause, OmegaConfBaseException) and isinstance(parent, DictConfig) and full_key:
             if full_key.rpartition(".")[2] not in parent:
-                return unknown_key(full_key, [str(k) for k in parent])
+                return place + unknown_key(full_key, [str(k) for k in parent])
             if not isinstance(cause.__cause__, InputError):
-                return f"{full_key}: {str(cause).splitlines()[0]}"
-        cause = cause.__cause__
-    message = str(error).partition("\nConfig search path")[0].rstrip()
+                return f"{place}{full_key}: {str(cause).splitlines()[0]}"
+        cause = cause.__cause__ or cause.__context__
     launcher = re.search(r"hydra/launcher/(\w+)'", message)
     if launcher and launcher[1] in LAUNCHERS:
         return f'launcher={launcher[1]} needs a package: pip install -e ".[{LAUNCHERS[launcher[1]]}]"'

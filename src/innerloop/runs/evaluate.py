@@ -1,6 +1,7 @@
 """Evaluation of a learner on validation and test episodes, at the end of a run and again later on other settings."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,12 +88,20 @@ def load_weights(learner: MetaLearner, path: Path) -> None:
         raise InputError(f"{path} does not fit these data, net and algorithm: {reason} …") from error
 
 
+def refuse_net(overrides: Sequence[str]) -> None:
+    """Raise InputError if an override concerns the net, since an evaluation uses the net that was trained."""
+    for override in overrides:
+        if re.match(r"[+~]*net\b", override):
+            raise InputError(f"{override}: an evaluation uses the net that was trained, so net cannot be set")
+
+
 def evaluate_run(cfg: DictConfig) -> None:
     """Test a run's checkpoint as configured. Results, plots and the rest go below <run>/evaluations."""
     out = Path(HydraConfig.get().runtime.output_dir)
     run = Path(cfg.run)
     with messages() as log_file:
         try:
+            refuse_net(HydraConfig.get().overrides.task)
             cfg.net = load_config(run).net  # other data may choose another net for training, but this one was trained
             check(cfg, EvaluateConfig)
             if ranks(cfg.trainer).total > 1:

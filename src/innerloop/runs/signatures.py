@@ -1,4 +1,4 @@
-"""Checks of a configuration's nodes against the signatures and schemas that they fill. Light: no torch here."""
+"""Checks of a configuration's nodes against the signatures that they fill. Light: no torch here."""
 
 import difflib
 import importlib
@@ -6,10 +6,10 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, fields, is_dataclass, make_dataclass
+from dataclasses import field, make_dataclass
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from innerloop.errors import InputError
@@ -82,20 +82,6 @@ def make(node: Mapping[str, Any], key: str, **kwargs: Any) -> Any:
     target = target_of(node, key)
     values = {name: value for name, value in node.items() if name not in ("name", "_target_")}
     return target(**arguments(values, target, key), **kwargs)
-
-
-def check_keys(cfg: DictConfig, schema: type, key: str = "") -> None:
-    """Raise InputError for a key that a schema's dataclass does not have, at any depth, however it was added."""
-    known = {f.name: f for f in fields(schema)}
-    hints = typing.get_type_hints(schema)
-    for name in map(str, cfg):
-        full_key = f"{key}.{name}" if key else name
-        if name not in known:
-            raise InputError(unknown_key(full_key, known))
-        inner = [kind for kind in (hints[name], *typing.get_args(hints[name])) if is_dataclass(kind)]
-        node = None if OmegaConf.is_missing(cfg, name) else cfg[name]
-        if inner and isinstance(node, DictConfig):
-            check_keys(node, typing.cast(type, inner[0]), full_key)
 
 
 def unknown_key(full_key: str, known: Mapping[str, Any] | Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from innerloop.devices.ranks import check_launch, is_first
 from innerloop.errors import InputError, Pruned, Stopped
 from innerloop.runs.build import Parts, build
 from innerloop.runs.callbacks import Histograms, RunCheckpoint, SaveOnSignal, Session
-from innerloop.runs.checks import check, check_recipe
+from innerloop.runs.checks import check
 from innerloop.runs.command import remove_empty
 from innerloop.runs.config import CONFIG, logger_settings, resumed_config, to_plain
 from innerloop.runs.evaluate import describe, evaluate, load_weights
@@ -82,7 +82,6 @@ def checked_config(cfg: DictConfig, run_dir: Path, resuming: bool) -> DictConfig
     elif is_first() and (run_dir / CONFIG).exists():
         raise InputError(f"{run_dir} holds a run already: resume it, resume={run_dir}, or choose another directory")
     check(cfg)
-    check_recipe()
     check_loggers(logger_settings(cfg))
     check_launch(hydra.mode == RunMode.MULTIRUN, hydra.overrides.hydra, resuming)
     return cfg

@@ -26,8 +26,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from innerloop.errors import FailedRuns, InputError
+from innerloop.runs.keys import check_hydra, check_schema
 from innerloop.runs.locks import holder, locked
 from innerloop.runs.record import RESULTS
+from innerloop.runs.schemas import TrainConfig
 from innerloop.sweeps.jobs import ERROR, LOCK, PRUNED, Job, write_error
 from innerloop.sweeps.record import CONF, FINISHED, RECORD, key_of, quoted, read_record, refuse_another
 
@@ -66,8 +68,13 @@ class Sweep:
         self._launcher = [a for a in self._typed if key_of(a) == "launcher"]
 
     def job(self, number: int, overrides: Sequence[str]) -> Job:
-        """Return a job. It is composed once, to check its overrides and to find its directory."""
+        """Return a job. It is composed once, to check its overrides and to find its directory.
+
+        Raises InputError for an unknown key.
+        """
         cfg = self.compose(overrides)
+        check_hydra(cfg.hydra)
+        check_schema(OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"]), TrainConfig)
         with open_dict(cfg):
             cfg.hydra.job.num = number
         return Job(number, str(cfg.hydra.sweep.subdir), list(overrides))

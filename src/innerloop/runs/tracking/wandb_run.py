@@ -82,7 +82,7 @@ class WandbRun(WandbLogger, Tracker):
         deadline = time.monotonic() + PATIENCE
         # Silent, because a login that reports itself asks the server for the user's name.
         url = wandb.setup(settings=wandb.Settings(silent=True)).settings.base_url
-        mode = (os.environ.get("WANDB_MODE") or "auto") if wanted == "auto" else wanted
+        mode = os.environ.get("WANDB_MODE", "auto") if wanted == "auto" else wanted
         automatic = mode == "auto"
         if automatic:
             mode = "online" if wandb.login(prompt=False, verify=False) else "offline"

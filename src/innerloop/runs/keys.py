@@ -1,0 +1,58 @@
+"""Checks that every key of a composed configuration is known, wherever it came from. Light: no torch here."""
+
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.conf import HydraConf
+from omegaconf import DictConfig, OmegaConf
+
+from innerloop.errors import InputError
+from innerloop.runs.signatures import unknown_key
+
+
+def check_schema(cfg: DictConfig, schema: type) -> None:
+    """Raise InputError for a key of a configuration that the schema's dataclass does not have, at any depth.
+
+    The keys of `algo`, `data`, `net` and of each callback are those of a signature, checked where they are used.
+    """
+    _check(_unresolved(cfg), schema, "")
+
+
+def check_hydra(hydra: Any) -> None:
+    """Raise InputError for an unknown key of the node `hydra` and for a recipe that does not exist.
+
+    The recipe that follows from data and algorithm need not exist.
+    """
+    keys = _unresolved(hydra)
+    keys.pop("env", None)  # Hydra's own files set it, and its schema lacks it
+    _check(keys, HydraConf, "hydra")
+    runtime = hydra.runtime
+    chosen = runtime.choices.get("recipe")
+    if chosen is None or chosen == f"{runtime.choices.get('data')}_{runtime.choices.get('algo')}":
+        return
+    folders = [Path(source.path) / "recipe" for source in runtime.config_sources if source.schema == "file"]
+    known = [path.stem for folder in folders for path in folder.glob("*.yaml")]
+    if chosen not in known:
+        raise InputError(unknown_key(f"recipe/{chosen}", known))
+
+
+def _unresolved(cfg: Any) -> dict[Any, Any]:
+    """Return a configuration as plain containers, its interpolations as strings."""
+    plain = OmegaConf.to_container(cfg)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _check(node: Mapping[Any, Any], schema: type, key: str) -> None:
+    known = {f.name for f in fields(schema)}
+    hints = typing.get_type_hints(schema)
+    for name, value in node.items():
+        full_key = f"{key}.{name}" if key else str(name)
+        if name not in known:
+            raise InputError(unknown_key(full_key, list(known)))
+        inner = [kind for kind in (hints[name], *typing.get_args(hints[name])) if is_dataclass(kind)]
+        if inner and isinstance(value, Mapping):
+            _check(value, typing.cast(type, inner[0]), full_key)

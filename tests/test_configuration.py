@@ -162,6 +162,26 @@ def test_a_planted_field_of_settings_without_effect_is_caught() -> None:
     ]
 
 
+class SettledHeir(Settled):
+    @flattened
+    def __init__(self, *, settings: PlantedSettings = PlantedSettings(name=3), **more: int) -> None:
+        super().__init__(**more)
+        self.settings = settings
+
+
+def test_fields_of_settings_are_keywords_with_the_defaults_of_their_instance() -> None:
+    signature = inspect.signature(SettledHeir)
+    assert {name: p.default for name, p in signature.parameters.items() if name != "more"} == {
+        "name": 3,
+        "dropped": 0,
+    }
+    assert SettledHeir(dropped=4, used=5).settings == PlantedSettings(3, 4)
+    assert SettledHeir(dropped=4, used=5).used == 5
+    assert SettledHeir(settings=PlantedSettings(1, 2), name=7).settings == PlantedSettings(7, 2)
+    with pytest.raises(TypeError, match="unknown"):
+        SettledHeir(unknown=1)
+
+
 class Heir(Planted):
     def __init__(self, own: int = 0, **more: int) -> None:
         super().__init__(own, **more)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY, Here
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from test_cifar import python2
@@ -162,6 +163,24 @@ def test_rare_classes_are_left_out_of_their_split_alone(
         FewShotImages(after, ways=2, shots=1, queries=2, min_images=4)
     with pytest.raises(InputError, match="min_images must be above zero, got 0"):
         FewShotImages(after, ways=2, shots=1, queries=2, min_images=0)
+
+
+def test_a_run_records_which_classes_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Here) -> None:
+    root = unpack(tree(*"abcdefghijklmnopqrstuvwxyz"), tmp_path / "own")
+    (root / "a" / "1.png").unlink()
+    arguments = [
+        f"data.root={root}",
+        "data.size=16",
+        "data.ways=2",
+        "data.shots=1",
+        "data.queries=2",
+        "data.train_queries=2",
+    ]
+    status, err = here("train.py", "data=folder", *arguments, "net.width=4", *TINY, "logger=csv", "hydra.run.dir=run")
+    assert status == 0, err
+    said = "train classes are left out, since shots=1 and 2 queries need 3 images per class: a\n"
+    assert said in err
+    assert said in Path("run/train.log").read_text()
 
 
 @pytest.mark.parametrize("validation", ["val", "validation"])

@@ -121,6 +121,18 @@ def test_without_runs_nothing_is_invented(house: Path) -> None:
     assert not any(re.search(r"\d", row["mean"] + row["ci95"] + row["steps"]) for row in table_of(house))
 
 
+def test_without_runs_measured_results_are_kept(house: Path) -> None:
+    finished_run(house / "runs", "maml", 0, [1.0, 2.0, 3.0])
+    assert write(house) == []
+    files = [house / "README.md", house / "results" / "toy.csv"]
+    before = [path.read_bytes() for path in files]
+    (house / "runs").rename(house / "elsewhere")
+    (problem,) = write(house)
+    assert problem.startswith("toy: there is no finished run in ")
+    assert problem.endswith("toy.csv is kept as it is")
+    assert [path.read_bytes() for path in files] == before
+
+
 def test_runs_of_an_older_table_are_no_part_of_it(house: Path) -> None:
     finished_run(house / "runs", "maml", 0, [1.0, 2.0, 3.0])
     path = house / "runs" / "toy" / "maml_seed0"

@@ -23,6 +23,8 @@ from made_sweeps import (
     two_algorithms,
 )
 
+import innerloop.sweeps
+from innerloop.errors import InputError
 from innerloop.sweeps.read import read_sweep
 from innerloop.sweeps.rows import STATES
 
@@ -97,6 +99,23 @@ def test_csv_markdown_and_terminal_say_the_same(sweep: Path, capsys: Capsys, mon
         assert [f"{float(row[name]):.3f}" for row in rows] == [f"{float(line[column]):.3f}" for line in lines[2:]]
     for line in lines[2:]:
         assert re.search("^" + " +".join(re.escape(cell) for cell in line if cell) + "$", terminal, re.M)
+
+
+def test_as_data_it_has_the_same_numbers(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = summarized(sweep, "--against", "algo=hypernet")
+    monkeypatch.chdir(sweep.parent)
+    found = innerloop.sweeps.summary(sweep.name, against="algo=hypernet")
+    assert [row["algo"] for row in found] == ["maml", "hypernet"]
+    assert found[1]["difference"] is None
+    assert found[0]["difference"] == pytest.approx(-5 / 3)
+    assert [row["best"] for row in found] == [None, True]
+    for row, line in zip(found, written, strict=True):
+        assert row.keys() == line.keys()
+        numbers = {name: value for name, value in row.items() if isinstance(value, float)}
+        assert {"test", "validation", "test_over_seeds_ci95", "test_over_episodes_ci95"} <= numbers.keys()
+        assert {name: float(line[name]) for name in numbers} == pytest.approx(numbers, rel=1e-5)
+    with pytest.raises(InputError, match="is no directory"):
+        innerloop.sweeps.summary(sweep.parent / "nowhere")
 
 
 def test_a_table_too_wide_goes_on_below(sweep: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ def summary(directory: str | Path, against: str | None = None) -> list[dict[str,
     fractions, and None where there is no value yet.
 
     against: the row that differences are taken to, such as "algo=maml". None: the first row.
-    Raises SweepError if the directory holds no sweep, or `against` names no row.
+    Raises InputError if the directory holds no sweep, or `against` names no row.
     """
     from innerloop.sweeps.read import read_sweep
     from innerloop.sweeps.report import report, table_rows

@@ -1,12 +1,11 @@
 """Checks of a whole configuration before anything is written: keys, sizes above zero, known choices."""
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from innerloop.devices.ranks import check_trainer
 from innerloop.errors import InputError
-from innerloop.runs.keys import check_hydra, check_schema
+from innerloop.runs.keys import check_schema
 from innerloop.runs.schemas import TrainConfig
 
 STEPS = ("last", "validation")
@@ -16,7 +15,6 @@ PROFILERS = ("simple", "advanced", "pytorch")
 def check(cfg: DictConfig, schema: type = TrainConfig) -> None:
     """Raise InputError for what is not possible in a configuration of this schema."""
     check_schema(cfg, schema)
-    check_hydra(HydraConfig.get())
     t, test = cfg.trainer, cfg.test
     for name in ("max_steps", "val_every", "val_episodes", "log_every", "threads", "overfit_batches"):
         value = t[name]

@@ -20,6 +20,7 @@ from innerloop.runs.callbacks import Progress
 from innerloop.runs.checks import check
 from innerloop.runs.command import remove_empty
 from innerloop.runs.config import CONFIG, load_config
+from innerloop.runs.keys import check_hydra
 from innerloop.runs.record import RESULTS, messages, read_checkpoint, write_json
 from innerloop.runs.report.figures import save_figures
 from innerloop.runs.report.results import closing_table, split_results, write_episodes
@@ -104,6 +105,7 @@ def evaluate_run(cfg: DictConfig) -> None:
             refuse_net(HydraConfig.get().overrides.task)
             cfg.net = load_config(run).net  # other data may choose another net for training, but this one was trained
             check(cfg, EvaluateConfig)
+            check_hydra(HydraConfig.get())
             if ranks(cfg.trainer).total > 1:
                 raise InputError(f"trainer.devices={cfg.trainer.devices}: an evaluation runs on one device")
             parts = build(cfg)

@@ -25,6 +25,7 @@ from innerloop.runs.checks import check
 from innerloop.runs.command import remove_empty
 from innerloop.runs.config import CONFIG, logger_settings, resumed_config, to_plain
 from innerloop.runs.evaluate import describe, evaluate, load_weights
+from innerloop.runs.keys import check_hydra
 from innerloop.runs.naming import label
 from innerloop.runs.record import RESULTS, environment, messages, read_checkpoint, write_json
 from innerloop.runs.report.figures import save_figures
@@ -82,6 +83,7 @@ def checked_config(cfg: DictConfig, run_dir: Path, resuming: bool) -> DictConfig
     elif is_first() and (run_dir / CONFIG).exists():
         raise InputError(f"{run_dir} holds a run already: resume it, resume={run_dir}, or choose another directory")
     check(cfg)
+    check_hydra(hydra)
     check_loggers(logger_settings(cfg))
     check_launch(hydra.mode == RunMode.MULTIRUN, hydra.overrides.hydra, resuming)
     return cfg

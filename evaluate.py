@@ -12,13 +12,15 @@ SRC = str(Path(__file__).resolve().parent / "src")
 sys.path.insert(0, SRC)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SRC, os.environ.get("PYTHONPATH")]))
 
+from innerloop.devices.startup import fast_imports  # noqa: E402
 from innerloop.runs import command, config, schemas  # noqa: E402
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     with command.reported_errors():
-        from innerloop.runs.evaluate import evaluate_run  # imports torch, which --help does without
+        with fast_imports():  # of torch, which --help does without
+            from innerloop.runs.evaluate import evaluate_run
 
         evaluate_run(cfg)
 

@@ -12,6 +12,7 @@ SRC = str(Path(__file__).resolve().parent / "src")
 sys.path.insert(0, SRC)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SRC, os.environ.get("PYTHONPATH")]))
 
+from innerloop.devices.startup import fast_imports  # noqa: E402
 from innerloop.runs import command, schemas  # noqa: E402
 from innerloop.sweeps.command_line import command_line  # noqa: E402
 
@@ -21,8 +22,9 @@ schemas.register()  # here and not below, so that processes that import this fil
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     with command.reported_errors():
-        from innerloop.runs.train import train  # imports torch, which --help and a sweep's parent process do without
-        from innerloop.sweeps.jobs import train_job
+        with fast_imports():  # of torch, which --help and a sweep's parent process do without
+            from innerloop.runs.train import train
+            from innerloop.sweeps.jobs import train_job
 
         return train(cfg) if cfg.sweep is None else train_job(cfg)
 

@@ -1,6 +1,7 @@
 """What the tests share: double precision, small meta-batches, plain losses, a quiet Trainer, and tiny runs."""
 
 import fcntl
+import gc
 import logging
 import os
 import runpy
@@ -24,6 +25,14 @@ from innerloop.episodes import Episode, Samples, Weights, apply
 
 # Files in the order in which the workers start them: the slowest first, so that none is left for the end.
 SLOWEST = ("test_commands", "test_ranks", "test_search", "test_sweep", "test_golden", "test_wandb", "test_load")
+
+
+gc.disable()  # for what is imported; see innerloop.devices.startup
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

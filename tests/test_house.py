@@ -34,9 +34,11 @@ TRAINING = ("build", "checks", "config", "evaluate", "load", "train", "trainer")
 
 # Modules that a command imports before it answers --help, or a sweep's parent process imports at all.
 LIGHT = [
+    "devices.startup",
     "errors",
     "runs.command",
     "runs.config",
+    "runs.keys",
     "runs.locks",
     "runs.record",
     "runs.schemas",

@@ -19,6 +19,13 @@ from innerloop.errors import DivergedError, InputError, RankError, Stopped
 GRACE = 60.0
 """Seconds that a run has to end by itself once one of its ranks has died."""
 
+PROGRAM = """
+from innerloop.devices.startup import fast_imports
+with fast_imports():
+    from {module} import {function}
+{function}()
+"""
+
 
 @contextmanager
 def all_ranks(trainer: TrainerSettings, task: Mapping[str, Any], entry: str) -> Iterator[None]:
@@ -102,7 +109,7 @@ def _start(rank: int, task: Mapping[str, Any], entry: str) -> subprocess.Popen[b
     module, _, function = entry.partition(":")
     # sys.path is handed on because a configuration may name classes in files beside the script.
     environment = os.environ | {"LOCAL_RANK": str(rank), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-P", "-c", f"from {module} import {function}; {function}()"]
+    command = [sys.executable, "-P", "-c", PROGRAM.format(module=module, function=function)]
     # In a process group of its own, so that Ctrl-C reaches the first rank only, which then stops all of them together.
     child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, process_group=0)
     assert child.stdin is not None

@@ -128,7 +128,7 @@ def timed_alone(learn2learn: Path | None, workload: Workload, *arguments: Any) -
 
 
 def peak_memory(workload: Workload, program: str, settings: dict[str, Any], learn2learn: Path | None) -> float:
-    """Return the megabytes that three meta-steps at one thread add to the peak of this process: call it in a new one."""
+    """Return the megabytes by which three meta-steps at one thread raise the peak of this process, a new one."""
     torch.set_num_threads(1)
     return_freed()
     if learn2learn is not None:

@@ -24,7 +24,21 @@ from torch.utils.data import DataLoader
 from innerloop.episodes import Episode, Samples, Weights, apply
 
 # Files in the order in which the workers start them: the slowest first, so that none is left for the end.
-SLOWEST = ("test_commands", "test_ranks", "test_search", "test_sweep", "test_golden", "test_wandb", "test_load")
+SLOWEST = (
+    "test_commands",
+    "test_ranks",
+    "test_search",
+    "test_sweep",
+    "test_wandb",
+    "test_golden",
+    "test_reproduce",
+    "test_gpu",
+    "test_load",
+    "test_ddp",
+    "test_mistakes",
+    "test_tracking",
+    "test_callbacks",
+)
 
 
 gc.disable()  # for what is imported; see innerloop.devices.startup

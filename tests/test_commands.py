@@ -39,11 +39,10 @@ def curve(run_dir: Path) -> list[tuple[str, str, str]]:
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
+def sweep(train: Any) -> dict[tuple[str, int], Path]:
     """Six runs, (algorithm, seed) -> run directory, with W&B as it comes by default."""
-    cwd = tmp_path_factory.mktemp("sweep")
-    run("train.py", "-m", "algo=maml,hypernet,hybrid", "seed=0,1", *SHORT, cwd=cwd)
-    found = sorted(cwd.glob("runs/sweeps/*/*/results.json"))
+    train("-m", "algo=maml,hypernet,hybrid", "seed=0,1", *SHORT)
+    found = sorted(Path().resolve().glob("runs/sweeps/*/*/results.json"))
     assert len(found) == 6
     return {(r["algo"], r["seed"]): path.parent for path in found for r in [json.loads(path.read_text())]}
 
@@ -126,15 +125,14 @@ LONGER = (*SHORT, "trainer.max_steps=600", "trainer.val_every=100", "logger=csv"
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(train: Any) -> Path:
     """A run that nothing stopped."""
-    cwd = tmp_path_factory.mktemp("whole")
-    run("train.py", *LONGER, "hydra.run.dir=run", cwd=cwd)
-    return cwd / "run"
+    train(*LONGER, "hydra.run.dir=run")
+    return Path("run").resolve()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_run_goes_on_as_if_nothing_had_been(number: int, whole: Path, tmp_path: Path) -> None:
+def test_stopped_run_goes_on_as_if_nothing_had_been(number: int, whole: Path, here: Here, tmp_path: Path) -> None:
     process = start("train.py", *LONGER, "hydra.run.dir=stopped", cwd=tmp_path)
     stopped = tmp_path / "stopped"
     deadline = time.monotonic() + 120
@@ -150,7 +148,7 @@ def test_stopped_run_goes_on_as_if_nothing_had_been(number: int, whole: Path, tm
     if number == signal.SIGINT:
         assert "resume=" in err
         assert "Traceback" not in err
-    run("train.py", "resume=stopped", cwd=tmp_path)
+    assert here("train.py", "resume=stopped")[0] == 0
     assert results(stopped)["test"] == results(whole)["test"]
     assert curve(stopped) == curve(whole)
     a, b = (torch.load(d / "checkpoints" / "last.ckpt", weights_only=False) for d in (whole, stopped))
@@ -159,7 +157,7 @@ def test_stopped_run_goes_on_as_if_nothing_had_been(number: int, whole: Path, tm
 
 def test_evaluation_repeats_and_extends(sweep: dict[tuple[str, int], Path], here: Here, tmp_path: Path) -> None:
     run_dir = sweep["hybrid", 0]
-    run("evaluate.py", f"run={run_dir}", "trainer.threads=1", cwd=tmp_path)
+    assert here("evaluate.py", f"run={run_dir}", "trainer.threads=1")[0] == 0
     (again,) = run_dir.glob("evaluations/*")
     assert results(again)["test"] == results(run_dir)["test"]
     more, elsewhere = tmp_path / "more", tmp_path / "elsewhere"

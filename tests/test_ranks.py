@@ -44,22 +44,27 @@ ENDLESS = (
 )
 
 
-def grid(cwd: Path, *arguments: str) -> dict[str, Path]:
+SWEEP = ("-m", f"algo={','.join(ALGORITHMS)}", *SHORT)
+
+
+def runs_of(sweep: Path) -> dict[str, Path]:
     """algorithm -> run directory of a sweep over them."""
-    run("train.py", "-m", f"algo={','.join(ALGORITHMS)}", *SHORT, *arguments, cwd=cwd)
-    found = sorted(cwd.glob("runs/sweeps/*/*/results.json"))
+    found = sorted(sweep.glob("*/results.json"))
     assert len(found) == len(ALGORITHMS)
     return {json.loads(path.read_text())["algo"]: path.parent for path in found}
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return grid(tmp_path_factory.mktemp("alone"), "trainer=cpu", "logger=csv")
+def alone(train: Any) -> dict[str, Path]:
+    train(*SWEEP, "sweep=alone", "trainer=cpu", "logger=csv")
+    return runs_of(Path("alone").resolve())
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return grid(tmp_path_factory.mktemp("shared"), "trainer=ddp_cpu")
+    cwd = tmp_path_factory.mktemp("shared")
+    run("train.py", *SWEEP, "sweep=shared", "trainer=ddp_cpu", cwd=cwd)
+    return runs_of(cwd / "shared")
 
 
 def same(found: Any, expected: Any) -> None:
@@ -160,7 +165,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lo
 
 @needs_proc
 def test_ctrl_c_stops_all_ranks_after_one_step_and_a_resumed_run_is_the_uninterrupted_one(
-    tmp_path: Path, endless: Callable[[], tuple[subprocess.Popen[str], int]]
+    tmp_path: Path, endless: Callable[[], tuple[subprocess.Popen[str], int]], train: Any
 ) -> None:
     process, other = endless()
     process.send_signal(signal.SIGINT)
@@ -171,7 +176,7 @@ def test_ctrl_c_stops_all_ranks_after_one_step_and_a_resumed_run_is_the_uninterr
     stopped = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)["global_step"]
     steps = f"trainer.max_steps={stopped + 6}"
     run("train.py", "resume=run", steps, cwd=tmp_path)
-    run("train.py", *ENDLESS, "trainer=cpu", steps, "hydra.run.dir=whole", cwd=tmp_path)
+    train(*ENDLESS, "trainer=cpu", steps, f"hydra.run.dir={tmp_path / 'whole'}")
     resumed, whole = (results(tmp_path / name) for name in ("run", "whole"))
     assert (resumed["ranks"], whole["ranks"]) == (2, 1)
     same(resumed["test"], whole["test"])

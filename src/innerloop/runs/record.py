@@ -89,14 +89,29 @@ def messages(first: bool = True) -> Iterator[Messages]:
 
     first: whether this process is the first rank of the run. The other ranks are silent.
     """
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # otherwise each rank says that it has joined
     found = Messages()
-    if not first:
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    changed = [*found.loggers, logging.getLogger("lightning.fabric")]
+    before = [(logger, logger.level, logger.propagate) for logger in changed]
+    changed[-1].setLevel(logging.WARNING)  # otherwise each rank says that it has joined
+    try:
+        with _to_handlers(found) if first else _silent():
             yield found
-        return
+    finally:
+        for logger, level, propagate in before:
+            logger.setLevel(level)
+            logger.propagate = propagate
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _to_handlers(found: Messages) -> Iterator[None]:
     logging.captureWarnings(True)
     for logger in found.loggers:
         logger.propagate = False
@@ -105,7 +120,7 @@ def messages(first: bool = True) -> Iterator[Messages]:
     found.add(terminal)
     found.add(found.held)
     try:
-        yield found
+        yield
     except BaseException as error:
         if found.file is not None:
             found.file.emit(logging.makeLogRecord({"msg": f"{type(error).__name__}: {error}"}))

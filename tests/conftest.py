@@ -194,10 +194,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_script(name: str, *arguments: object) -> None:
-    """Run a file of scripts/ in this process, as if it were called with these arguments."""
+    """Run a file of scripts/, or one named by its path, in this process, as if it were called with these arguments."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
+        runpy.run_path(str((ROOT / "scripts" / name).with_suffix(".py")), run_name="__main__")
 
 
 TINY = (

@@ -21,7 +21,7 @@ from innerloop.sweeps import table_pages, tables
 from innerloop.sweeps.table_runs import run_all
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, PAGES = ROOT / "results", (ROOT / "README.md", ROOT / "results" / "README.md")
+RESULTS, PAGES = ROOT / "results", (ROOT / "docs" / "results.md", ROOT / "docs" / "regression-results.md")
 
 schemas.register()
 

@@ -32,7 +32,7 @@ def keep_freed(image_entries: int = 0) -> None:
     """Make glibc's malloc keep freed memory for the next tensor instead of returning it to the kernel.
 
     Activations of image nets take megabytes. Returning and requesting them again, page by page, costs time in every
-    step (README, "Speed and memory").
+    step (docs/speed.md).
 
     image_entries: number of entries of one input. From LARGE on, all threads share one malloc arena, because a
         thread's own arena returns memory beyond 64 MB. For smaller inputs threads would wait for each other in a shared

@@ -21,8 +21,7 @@ from sabotage import Sabotaged
 
 from innerloop.runs import command as command_module
 from innerloop.runs import schemas, train
-from innerloop.runs.locks import locked
-from innerloop.sweeps.jobs import LOCK
+from innerloop.runs.locks import LOCK, locked
 from innerloop.sweeps.record import CONF
 
 TINY = (

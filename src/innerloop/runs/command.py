@@ -16,7 +16,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from innerloop.errors import DivergedError, FailedRuns, InputError, NotLearningError, RankError, Stopped
+from innerloop.errors import (
+    DivergedError,
+    FailedRuns,
+    InputError,
+    NotLearningError,
+    RankError,
+    Stopped,
+    WriteError,
+)
 from innerloop.runs.signatures import unknown_key
 
 USER_ERRORS = (
@@ -28,6 +36,7 @@ USER_ERRORS = (
     NotLearningError,
     RankError,
     Stopped,
+    WriteError,
 )
 """Errors that end a command with a message and without a traceback."""
 
@@ -87,17 +96,19 @@ def explain(error: BaseException) -> str:
     message = str(error).partition("\nConfig search path")[0].rstrip()
     file = re.match(r"In '[^']+': ", message)  # Hydra says this of a mistake in a file
     place = file[0] if file else ""
-    cause: BaseException | None = error
-    while cause is not None:
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    for cause in causes:
         if isinstance(cause, InputError):  # perhaps raised by a resolver and wrapped by OmegaConf
             return str(cause)
+    for cause in causes:
         parent, full_key = getattr(cause, "parent_node", None), getattr(cause, "full_key", None)
         if isinstance(cause, OmegaConfBaseException) and isinstance(parent, DictConfig) and full_key:
             if full_key.rpartition(".")[2] not in parent:
                 return place + unknown_key(full_key, [str(k) for k in parent])
             if not isinstance(cause.__cause__, InputError):
                 return f"{place}{full_key}: {str(cause).splitlines()[0]}"
-        cause = cause.__cause__ or cause.__context__
     launcher = re.search(r"hydra/launcher/(\w+)'", message)
     if launcher and launcher[1] in LAUNCHERS:
         return f'launcher={launcher[1]} needs a package: pip install -e ".[{LAUNCHERS[launcher[1]]}]"'

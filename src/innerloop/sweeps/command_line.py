@@ -5,8 +5,7 @@ from pathlib import Path
 
 from innerloop.errors import InputError
 from innerloop.runs.command import typed_value
-from innerloop.runs.locks import holder
-from innerloop.sweeps.jobs import LOCK
+from innerloop.runs.locks import LOCK, holder
 from innerloop.sweeps.record import (
     CONF,
     FINISHED,
@@ -34,6 +33,8 @@ def command_line(argv: Sequence[str]) -> list[str]:
                 f"sweep= names a sweep's directory: python train.py -m sweep={typed_value('sweep', typed)}"
             )
         return list(argv)
+    if typed_value("resume", typed):
+        raise InputError("resume= resumes one run, without -m; a sweep is continued by python train.py -m sweep=SWEEP")
     if [a for a in argv[1:] if a.startswith("-") and a not in ("-m", "--multirun")]:
         return list(argv)  # it only shows something, or it has configuration files of its own
     asked = [a for a in typed if key_of(a) not in ("sweep", "hydra.mode")]

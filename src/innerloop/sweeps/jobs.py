@@ -13,10 +13,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from innerloop.errors import Pruned, Stopped
-from innerloop.runs.locks import locked
+from innerloop.runs.locks import LOCK, locked
 from innerloop.runs.record import RESULTS, write_json
 
-LOCK, ERROR, PRUNED = ".lock", "error.json", "pruned.json"
+ERROR, PRUNED = "error.json", "pruned.json"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ TINY = (
     "logger=csv",
 )
 # Each job reads its own plan, at which nothing happens where there is none.
-PLANNED = ("data._target_=sabotage.Sabotaged", "+data.plan=${oc.env:PLANS}/${algo.name}${seed}")
+PLANNED = ("data._target_=sabotage.Sabotaged", "allow=[sabotage]", "+data.plan=${oc.env:PLANS}/${algo.name}${seed}")
 SIX = ("algo=maml,hypernet,hybrid", "seed=0,1", *TINY, *PLANNED)
 MEASURED = {"train_seconds", "train_cpu_seconds", "steps_per_second", "peak_memory_mb"}
 

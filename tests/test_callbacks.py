@@ -106,12 +106,23 @@ def test_before_it_starts_swa_is_the_latest_and_a_resumed_run_is_the_uninterrupt
     assert validations(tmp_path / "whole")[:2] == validations(plain)[:2]
     assert validations(tmp_path / "whole")[3] != validations(plain)[3]
     # max_steps decides when averaging starts, so the first part is cut short by its signal to stop, not by its length.
-    stop = ("allow=[test_callbacks]", "+callbacks.stop._target_=test_callbacks.StopsOnce", f"+callbacks.stop.file={tmp_path / 'stopped'}")
+    stop = (
+        "allow=[test_callbacks]",
+        "+callbacks.stop._target_=test_callbacks.StopsOnce",
+        f"+callbacks.stop.file={tmp_path / 'stopped'}",
+    )
     with pytest.raises(Reported) as end:
         train(*SHORT, *swa, *stop, f"hydra.run.dir={tmp_path / 'parts'}")
     assert end.value.code == 130
-    train(f"resume={tmp_path / 'parts'}")
+    train(f"resume={tmp_path / 'parts'}", stop[0])
     assert results(tmp_path / "parts")["test"] == results(tmp_path / "whole")["test"]
+
+
+def test_a_finished_run_with_early_stopping_is_trained_longer(train: Any, tmp_path: Path) -> None:
+    train(*SHORT, "callbacks=early_stopping", f"hydra.run.dir={tmp_path / 'run'}")
+    before = results(tmp_path / "run")["steps"]
+    train(f"resume={tmp_path / 'run'}", f"trainer.max_steps={before + 4}")
+    assert results(tmp_path / "run")["steps"] == before + 4
 
 
 class StopsOnce(Callback):

@@ -168,7 +168,8 @@ def fit_and_test(
     except Pruned:  # this is no failure of the run
         raise
     except Stopped as stopped:
-        ended = Stopped(f"{stopped}. Resume it with: python train.py resume={run_dir}")
+        allow = f" allow=[{','.join(cfg.allow)}]" if cfg.get("allow") else ""
+        ended = Stopped(f"{stopped}. Resume it with: python train.py resume={run_dir}{allow}")
         raise ended from None
     except DivergedError as error:
         ended = DivergedError(f"{error}. {advice(cfg.algo)}")

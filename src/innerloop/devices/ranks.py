@@ -63,6 +63,8 @@ def ranks(trainer: TrainerSettings) -> Ranks:
     wanted = _count(devices, available)
     if wanted is None:
         raise InputError(f"trainer.devices={devices}: give a number above zero, a list of GPUs, or auto")
+    if not on_gpu(trainer) and not isinstance(devices, str | int):
+        raise InputError(f"trainer.devices={devices}: a list names GPUs, and this run is on the CPU: give a number")
     started = launched()
     if started is not None:
         if started.devices != wanted:

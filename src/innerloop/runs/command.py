@@ -1,5 +1,6 @@
 """What a command does about errors of its user: one short message, an exit status, and nothing left behind."""
 
+import io
 import os
 import re
 import sys
@@ -53,6 +54,9 @@ def command(application: Callable[[], Any]) -> None:
 
     traceback=true on the command line shows the traceback instead. Ctrl-C ends with exit status 130.
     """
+    for stream in (sys.stdout, sys.stderr):  # a terminal or a batch system that takes ASCII only
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # Otherwise Hydra prints messages of its own and hides the error; with this it raises every error to its caller.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -75,7 +79,7 @@ def reported_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (*USER_ERRORS, AssertionError, ValueError) as error:
+    except (*USER_ERRORS, AssertionError, ValueError, OSError) as error:
         message = explain(error) if isinstance(error, USER_ERRORS) else unexplained(error)
         if message is None or _is_job() or "traceback=true" in [a.lower() for a in sys.argv]:
             raise
@@ -116,10 +120,12 @@ def explain(error: BaseException) -> str:
 
 
 def unexplained(error: BaseException) -> str | None:
-    """Return the message for two mistakes that Hydra does not explain, and None for all other errors.
+    """Return the message for errors of the file system, and for two mistakes that Hydra does not explain, else None.
 
     OmegaConf asserts that an overridden key's parent exists, and Hydra raises ValueError for a group that is no string.
     """
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     if frame.f_code is OmegaConf.update.__code__:
         key = frame.f_locals["key"]

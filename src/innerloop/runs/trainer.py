@@ -85,7 +85,7 @@ def make_trainer(cfg: DictConfig, learner: MetaLearner, run_dir: Path, **kwargs:
     own["plugins"] = [*own["plugins"], RunCheckpointIO()]
     try:
         return Trainer(**{**FIXED, **extra_arguments(t), **own, **kwargs})
-    except (ValueError, MisconfigurationException) as error:
+    except (ValueError, TypeError, MisconfigurationException) as error:
         raise InputError(f"trainer: {error}") from error
 
 

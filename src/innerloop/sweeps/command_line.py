@@ -1,5 +1,6 @@
 """The command line of a sweep: whether it continues a sweep that exists already, and with which arguments."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,7 +69,11 @@ def _merged(directory: Path, asked: Sequence[str]) -> list[str]:
 def _unfinished(wanted: list[str]) -> Path | None:
     """Return the newest sweep of this identity in the default place that was stopped before it was finished."""
     for path in sorted(Path("runs/sweeps").glob(f"*/{RECORD}"), reverse=True):
-        same = identity(read_record(path.parent)["overrides"]) == wanted
+        try:
+            same = identity(read_record(path.parent)["overrides"]) == wanted
+        except InputError as error:  # a broken record of another sweep is no reason not to start this one
+            print(f"left aside: {error}", file=sys.stderr)
+            continue
         if same and not (path.parent / FINISHED).exists() and holder(path.parent / LOCK) is None:
             return path.parent
     return None

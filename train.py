@@ -13,7 +13,7 @@ sys.path.insert(0, SRC)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SRC, os.environ.get("PYTHONPATH")]))
 
 from innerloop.devices.startup import fast_imports  # noqa: E402
-from innerloop.runs import command, schemas  # noqa: E402
+from innerloop.runs import command, config, schemas  # noqa: E402
 from innerloop.sweeps.command_line import command_line  # noqa: E402
 
 schemas.register()  # here and not below, so that processes that import this file know the resolvers
@@ -31,6 +31,10 @@ def main(cfg: DictConfig) -> float | None:
 
 def application() -> None:
     sys.argv = command_line(sys.argv)
+    resumed = command.typed_value("resume", sys.argv[1:])
+    if resumed not in (None, "null"):
+        config.register_run(resumed)
+        sys.argv.insert(1, "--config-name=resume")  # the recorded configuration instead of conf/train.yaml
     main()
 
 

@@ -76,7 +76,7 @@ def averaged(seen: dict[int, dict[str, torch.Tensor]], steps: range) -> dict[str
 
 def spied(train: Any, run_dir: Path, *arguments: str) -> dict[int, dict[str, torch.Tensor]]:
     file = run_dir.with_suffix(".pt")
-    spy = ("+callbacks.spy._target_=test_callbacks.Spy", f"+callbacks.spy.file={file}")
+    spy = ("allow=[test_callbacks]", "+callbacks.spy._target_=test_callbacks.Spy", f"+callbacks.spy.file={file}")
     train(*SHORT, "trainer.val_every=8", *spy, *arguments, f"hydra.run.dir={run_dir}")
     return torch.load(file)
 
@@ -106,12 +106,23 @@ def test_before_it_starts_swa_is_the_latest_and_a_resumed_run_is_the_uninterrupt
     assert validations(tmp_path / "whole")[:2] == validations(plain)[:2]
     assert validations(tmp_path / "whole")[3] != validations(plain)[3]
     # max_steps decides when averaging starts, so the first part is cut short by its signal to stop, not by its length.
-    stop = ("+callbacks.stop._target_=test_callbacks.StopsOnce", f"+callbacks.stop.file={tmp_path / 'stopped'}")
+    stop = (
+        "allow=[test_callbacks]",
+        "+callbacks.stop._target_=test_callbacks.StopsOnce",
+        f"+callbacks.stop.file={tmp_path / 'stopped'}",
+    )
     with pytest.raises(Reported) as end:
         train(*SHORT, *swa, *stop, f"hydra.run.dir={tmp_path / 'parts'}")
     assert end.value.code == 130
-    train(f"resume={tmp_path / 'parts'}")
+    train(f"resume={tmp_path / 'parts'}", stop[0])
     assert results(tmp_path / "parts")["test"] == results(tmp_path / "whole")["test"]
+
+
+def test_a_finished_run_with_early_stopping_is_trained_longer(train: Any, tmp_path: Path) -> None:
+    train(*SHORT, "callbacks=early_stopping", f"hydra.run.dir={tmp_path / 'run'}")
+    before = results(tmp_path / "run")["steps"]
+    train(f"resume={tmp_path / 'run'}", f"trainer.max_steps={before + 4}")
+    assert results(tmp_path / "run")["steps"] == before + 4
 
 
 class StopsOnce(Callback):
@@ -150,9 +161,10 @@ def test_one_of_the_default_ones_can_be_left_out(
         (["callbacks=early_stopping", "callbacks.early_stopping.patience=long"], ["patience=long"]),
         (["callbacks=early_stopping", "callbacks.early_stopping.mode=best"], ["callbacks.early_stopping: ", "best"]),
         (["callbacks=swa", "callbacks.swa.start=1.5"], ["must be at least 0 and below 1, got 1.5"]),
-        (["+callbacks.mine._target_=nowhere.Callback"], ["callbacks.mine._target_=nowhere.Callback: there is no"]),
+        (["+callbacks.mine._target_=nowhere.Callback"], ["classes of nowhere are not allowed", "allow=[nowhere]"]),
+        (["+callbacks.mine._target_=nowhere.Callback", "allow=[nowhere]"], ["nowhere.Callback: there is no"]),
         (["+callbacks.mine._target_=innerloop.nets.MLP"], ["callbacks.mine"]),
-        (["+callbacks.mine._target_=innerloop.tasks.Sinusoid"], ["is no callback of Lightning's"]),
+        (["+callbacks.mine._target_=innerloop.tasks.Sinusoid"], ["_target_=innerloop.tasks.Sinusoid is no Callback"]),
         (["+callbacks.mine.patience=3"], ["callbacks.mine must be a configuration with a _target_"]),
         (
             ["+callbacks.bar._target_=lightning.pytorch.callbacks.TQDMProgressBar"],

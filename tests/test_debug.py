@@ -139,7 +139,7 @@ class Broken(MLP):
 
 
 def test_anomaly_names_the_operation_whose_gradient_is_no_number(train: Any, tmp_path: Path) -> None:
-    net = ("net._target_=test_debug.Broken", f"hydra.run.dir={tmp_path / 'run'}")
+    net = ("net._target_=test_debug.Broken", "allow=[test_debug]", f"hydra.run.dir={tmp_path / 'run'}")
     # In the inner loop the gradient is torch.func's under vmap; a loop asks autograd itself.
     with pytest.raises(RuntimeError, match="'SqrtBackward0' returned nan values"):
         train("algo=maml", "debug=anomaly", *SMALL, *net, "algo.engine=loop", "~callbacks.inner_diagnostics")

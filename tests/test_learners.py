@@ -256,7 +256,7 @@ def test_divergence_names_the_step_and_leaves_the_last_good_weights(bad: float) 
     good = fit(maml(), batches[:2])
     batches[2].query.y[1, 0] = bad
     learner = maml()
-    with pytest.raises(DivergedError, match=r"loss is (nan|inf) at step 2.*inner_lr"):
+    with pytest.raises(DivergedError, match=r"loss is (nan|inf) at step 2"):
         fit(learner, batches)
     assert unchanged(learner, snapshot(good))
 

@@ -14,6 +14,7 @@ from test_few_shot_images import SPLIT_IDS, numbered, read, same
 from torch import Tensor
 
 from innerloop.adaptation import Adaptation, Chain, GradientSteps, Identity, PrototypeHead, RidgeHead
+from innerloop.datasets.images import LabelledImages
 from innerloop.episodes import Episode, InputError, Samples, Split, episode_rng, stack, tasks_of, weights_of
 from innerloop.learners import (
     CAVIA,
@@ -366,8 +367,10 @@ def test_learners_that_fit_fewer_ways_train_on_them(name: str) -> None:
 def built(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Builds a run on the numbered images, in place of those that take their time to be drawn."""
 
-    def load(cache: str | None = None) -> Any:
+    def load(cache: str | None = None) -> LabelledImages:
         return numbered()
+
+    load.__module__ = "innerloop.datasets.glyphs"
 
     monkeypatch.setattr("innerloop.datasets.glyphs.load", load)
 

@@ -21,7 +21,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 __all__ = ["here", "plans"]  # fixtures
 
 CONF = ROOT / "conf"
-PLANNED = ("data._target_=sabotage.Sabotaged", "+data.plan=${oc.env:PLANS}/search")
+PLANNED = ("data._target_=sabotage.Sabotaged", "allow=[sabotage]", "+data.plan=${oc.env:PLANS}/search")
 # Half of the trials hardly learn.
 SEARCH = (
     "hydra/sweeper=search",

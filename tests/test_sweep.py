@@ -21,8 +21,7 @@ from sabotage import Sabotaged
 
 from innerloop.runs import command as command_module
 from innerloop.runs import schemas, train
-from innerloop.runs.locks import locked
-from innerloop.sweeps.jobs import LOCK
+from innerloop.runs.locks import LOCK, locked
 from innerloop.sweeps.record import CONF
 
 TINY = (
@@ -37,7 +36,7 @@ TINY = (
     "logger=csv",
 )
 # Each job reads its own plan, at which nothing happens where there is none.
-PLANNED = ("data._target_=sabotage.Sabotaged", "+data.plan=${oc.env:PLANS}/${algo.name}${seed}")
+PLANNED = ("data._target_=sabotage.Sabotaged", "allow=[sabotage]", "+data.plan=${oc.env:PLANS}/${algo.name}${seed}")
 SIX = ("algo=maml,hypernet,hybrid", "seed=0,1", *TINY, *PLANNED)
 MEASURED = {"train_seconds", "train_cpu_seconds", "steps_per_second", "peak_memory_mb"}
 

@@ -31,3 +31,7 @@ class RankError(RuntimeError):
 
 class Stopped(Exception):
     """The run was stopped by Ctrl-C or by a signal to end, and its state was saved."""
+
+
+class WriteError(RuntimeError):
+    """A file of a run cannot be written: a full disk, a quota, a directory that is read-only or gone."""

@@ -55,7 +55,8 @@ class Engine:
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk must be above zero, got {chunk}")
         self.kind, self.modules, self.chunk, self.compile = kind, modules, chunk, compile
-        self._checked = False
+        self._checked: set[Hashable] = set()
+        self._without_vmap = False
         self.fitted: dict[Callable, int] = {}
         self._compiled: dict[Hashable, ValueAndGrad] = {}
 
@@ -84,7 +85,7 @@ class Engine:
             return self.kind
         if on_cpu and any(map(convolutional, self.modules)):
             return "threads"
-        return "loop" if ragged else "vmap"
+        return "loop" if ragged or self._without_vmap else "vmap"
 
     def value_and_grad(
         self, objective: Objective, parameters: Sequence[Tensor], batch: MetaBatch, eager: bool = False
@@ -169,7 +170,8 @@ class Engine:
     def _for_chunks(self, function: Callable, batch: MetaBatch) -> Callable[[Episode], Any]:
         """Return a function that runs this one on the tasks of a chunk, see `_run_chunks`, and stacks the results."""
         if self._kind_for(batch) == "vmap":
-            self._refuse_inexact(function, batch)
+            self._check_vmap(function, batch)
+        if self._kind_for(batch) == "vmap":
             return torch.vmap(function)
 
         def run_task(episode: Episode) -> Any:
@@ -215,11 +217,28 @@ class Engine:
             self._compiled[key] = compiled(objective, parameters, chunk)
         return self._compiled[key]
 
-    def _refuse_inexact(self, function: Callable, batch: MetaBatch) -> None:
-        if not self._checked:
-            with RefuseInexact():
-                function(tasks_of(batch)[0])
-            self._checked = True
+    def _check_vmap(self, function: Callable, batch: MetaBatch) -> None:
+        """Try a function under vmap once. If the net does not run there, "auto" uses a loop from then on.
+
+        Raises InputError for norms whose gradients would be wrong and, with kind "vmap", for such a net.
+        """
+        # A net may differ in training, by dropout for example.
+        key = (function, any(module.training for module in self.modules))
+        if key in self._checked:
+            return
+        with RefuseInexact():
+            function(tasks_of(batch)[0])
+        try:
+            torch.vmap(function)(tree_map(lambda t: t[:1], batch))
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            reason = str(error).splitlines()[0].partition(". ")[0]
+            if self.kind != "auto" or self.compile:
+                raise InputError(f"engine=vmap cannot run this net: use engine=loop ({reason})") from error
+            log.warning("this net cannot run under torch.vmap, so tasks run one after the other (%s)", reason)
+            self._without_vmap = True
+        self._checked.add(key)
 
 
 def thread_settings() -> Callable[[], AbstractContextManager[None]]:

@@ -106,7 +106,8 @@ class GradientSteps(Adaptation):
                         dtype=w.dtype,
                         device=w.device,
                     )
-                    for name, w in self._adapted(weights).items()
+                    for name, w in self._part(weights).items()
+                    if w.requires_grad
                 }
             )
         self.rates_by_step = learn_lr == "tensor_step"
@@ -140,12 +141,12 @@ class GradientSteps(Adaptation):
         """Return the weights after inner step k, counted from 0. start: the weights before the first step."""
         at = {name: w.detach() for name, w in weights.items()} if self.first_order else weights
         gradient = gradient_of(
-            lambda w: self.objective(net, at | w, support, k, start), self._adapted(at), again=not self.first_order
+            lambda w: self.objective(net, at | w, support, k, start), self.adapted(net, at), again=not self.first_order
         )
         return weights | {n: weights[n] - self._rate(n, k) * self._prepared(g) for n, g in gradient.items()}
 
     def _recomputed_step(self, net: nn.Module, weights: Weights, support: Samples, k: int, start: Weights) -> Weights:
-        parameters, names, adapted = dict(self.named_parameters()), list(weights), list(self._adapted(weights))
+        parameters, names, adapted = dict(self.named_parameters()), list(weights), list(self.adapted(net, weights))
 
         # Every tensor that is differentiated must be an argument of `recomputed`, including this module's parameters.
         def step(x: Tensor, y: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -158,7 +159,18 @@ class GradientSteps(Adaptation):
         results = recomputed(step, *support, *itertools.chain(*tensors))
         return weights | dict(zip(adapted, results, strict=True))
 
-    def _adapted(self, weights: Mapping[str, Tensor]) -> Weights:
+    def adapted(self, net: nn.Module, weights: Mapping[str, Tensor]) -> Weights:
+        """Return the weights that the inner steps change: those of the adapted part whose parameters are not frozen.
+
+        Raises InputError if there are none.
+        """
+        frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+        found = {name: w for name, w in self._part(weights).items() if name not in frozen}
+        if not found:
+            raise InputError("the inner loop has no weights to adapt: all of them are frozen (requires_grad=False)")
+        return found
+
+    def _part(self, weights: Mapping[str, Tensor]) -> Weights:
         return {name: w for name, w in weights.items() if self.only is None or name.startswith(f"{self.only}.")}
 
     def _rate(self, name: str, k: int) -> float | Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from innerloop.datasets import pickles
-from innerloop.datasets.files import digest, fetch
+from innerloop.datasets.files import LARGEST_FILE, digest, fetch
 from innerloop.datasets.images import LabelledImages, cache_folder, cached, named_splits
 from innerloop.episodes import InputError, Split
 
@@ -24,6 +24,8 @@ ARCHIVE, FOLDER = "cifar-100-python.tar.gz", "cifar-100-python"
 CLASSES = 100
 # Number of images per class in each part. Few-shot learning splits by class, so both parts are used together.
 PARTS = {"train": 500, "test": 100}
+MOST_MEMBERS = 100
+"""Limit on the number of files in an archive, which has four."""
 SIZE = 32
 
 # Part of the name of the processed file. Increase it when that file's contents change.
@@ -120,9 +122,12 @@ def _unpack(source: Path) -> dict[str, dict[str, Any]]:
                     found[name] = pickles.load(file, f"{source / name}")
         else:
             with tarfile.open(source) as archive:
-                for member in archive:
-                    name, stream = member.name.rpartition("/")[2], archive.extractfile(member)
-                    if name in names and stream is not None:
+                for number, member in enumerate(archive):
+                    name = member.name.rpartition("/")[2]
+                    if number >= MOST_MEMBERS or member.size > LARGEST_FILE:
+                        raise InputError(f"{source} is not {ARCHIVE}: {member.name} is too large or one file too many")
+                    stream = archive.extractfile(member) if member.isreg() and name in names else None
+                    if stream is not None:
                         found[name] = pickles.load(stream, f"{source}: {member.name}")
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise InputError(f"{source} is not a complete {ARCHIVE}: {error}") from error

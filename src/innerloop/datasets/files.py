@@ -3,18 +3,25 @@
 import hashlib
 import io
 import os
+import stat
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pooch
 from PIL import Image, ImageOps
 
 from innerloop.episodes import InputError
+
+MOST_FILES = 5_000_000
+LARGEST_FILE = 256 * 2**20
+"""Limits on somebody else's data: the number of files in a folder or archive, and the bytes of one picture."""
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 
@@ -60,36 +67,84 @@ def listing(source: Path) -> list[str]:
     out. Raises InputError if the source cannot be read.
     """
     if source.is_dir():
-        entries = list(_walk(source))
+        entries = list(_walk(str(source), ""))
     else:
         with _open_zip(source) as archive:
-            entries = archive.namelist()
-    return sorted({e for e in entries if not any(part.startswith((".", "__MACOSX")) for part in e.split("/"))})
+            for entry in archive.infolist():
+                _refuse_entry(source, entry)
+            entries = [name for name in archive.namelist() if not _is_hidden(name)]
+    if len(entries) > MOST_FILES:
+        raise InputError(f"{source} has {len(entries):,} files, more than the {MOST_FILES:,} that are read")
+    return sorted(set(entries))
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{folder} cannot be read: {error}") from error
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
+
+def _walk(root: str, folder: str) -> Iterator[str]:
+    """Yield the paths of all files and folders in `folder`, which is relative to the root and ends in "/" or is ""."""
     # Plain strings, because Path objects for Omniglot's 32,460 files would take two seconds at every start.
-    for current, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        relative = os.path.relpath(current, folder).replace(os.sep, "/")
-        prefix = "" if relative == "." else f"{relative}/"
-        yield from (f"{prefix}{name}/" for name in folders)
-        yield from (f"{prefix}{name}" for name in files)
+    try:
+        with os.scandir(os.path.join(root, folder)) as found:
+            entries = [entry for entry in found if not _is_hidden(entry.name)]
+    except OSError as error:
+        raise InputError(f"{root} cannot be read: {error}") from error
+    for entry in entries:
+        path = f"{folder}{entry.name}"
+        if entry.is_symlink():
+            # It may lead to the same pictures again, to private ones, or in circles.
+            raise InputError(f"{root}: {path} is a link; put the files themselves there")
+        if entry.is_dir(follow_symlinks=False):
+            yield f"{path}/"
+            yield from _walk(root, f"{path}/")
+        elif entry.is_file(follow_symlinks=False):
+            yield path
+        else:
+            raise InputError(f"{root}: {path} is no file but a pipe, a socket or a device")
+
+
+def _refuse_entry(source: Path, entry: zipfile.ZipInfo) -> None:
+    """Raise InputError for an entry of a zip file that is a link, leads out of it, or is too large."""
+    name = entry.filename
+    if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":":
+        raise InputError(f"{source}: the path {name} leads out of the zip file")
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        raise InputError(f"{source}: {name} is a link; put the file itself there")
 
 
 def read(source: Path, names: Iterable[str]) -> Iterator[bytes]:
-    """Yield the bytes of each of these files of a folder or a zip file. Raises InputError if one cannot be read."""
+    """Yield the bytes of each of these files of a folder or a zip file.
+
+    Raises InputError if one cannot be read or is larger than `LARGEST_FILE`.
+    """
     if source.is_dir():
         for name in names:
             try:
-                yield (source / name).read_bytes()
+                with open(source / name, "rb") as file:
+                    yield _bounded(file, f"{source / name}")
             except OSError as error:
                 raise InputError(f"{source / name} cannot be read: {error}") from error
     else:
         with _open_zip(source) as archive:
-            yield from map(archive.read, names)
+            for name in names:
+                # The size in the entry's header may be wrong, so reading is bounded too.
+                if archive.getinfo(name).file_size > LARGEST_FILE:
+                    raise InputError(too_large(f"{source}: {name}"))
+                with archive.open(name) as file:
+                    yield _bounded(file, f"{source}: {name}")
+
+
+def _bounded(file: IO[bytes], origin: str) -> bytes:
+    data = file.read(LARGEST_FILE + 1)
+    if len(data) > LARGEST_FILE:
+        raise InputError(too_large(origin))
+    return data
+
+
+def too_large(origin: str) -> str:
+    """Return the message for a file that is larger than what is read."""
+    return f"{origin} is larger than {LARGEST_FILE // 2**20} MB, the largest file that is read"
 
 
 @contextmanager
@@ -108,7 +163,10 @@ def decode(data: bytes, origin: str) -> Image.Image:
     origin: path of the image, for error messages. Raises InputError if the image is broken.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        with warnings.catch_warnings():
+            # Pillow warns of a picture with more pixels than this, and refuses one with twice as many.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
         image.load()
     except (
         OSError,
@@ -118,6 +176,7 @@ def decode(data: bytes, origin: str) -> Image.Image:
         struct.error,
         zlib.error,
         Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
     ) as error:
         raise InputError(f"{origin} is not a readable {origin.rpartition('.')[2].upper()}: {error}") from error
     return image

@@ -6,6 +6,7 @@ ImageNet's terms allow no public download.
 """
 
 import csv
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +76,7 @@ def load(root: str | None = None) -> LabelledImages:
     if files := _find(folder, PICKLES):
         read, names = _pickled, files
     elif files := _find(folder, LISTS):
-        read, names = _listed, [*files, *_photographs(folder).values()]
+        read, names = _listed, [*files, *itertools.chain(*_photographs(folder).values())]
     else:
         raise InputError(f"data.root={root}: there are neither the three pickles nor the three lists. {LAYOUT}")
     path = cache_folder("mini_imagenet") / f"mini_imagenet-{digest(folder, names)}-v{FORMAT}.npz"
@@ -156,10 +157,17 @@ def _listed(path: Path) -> Part:
     for row in rows:
         if row["filename"] not in found:
             raise InputError(f"{path} names {row['filename']}, which is nowhere in {path.parent}. {LAYOUT}")
-        members.setdefault(row["label"], []).append(found[row["filename"]])
+        paths = found[row["filename"]]
+        if len(paths) > 1:
+            raise InputError(f"{path.parent}: {row['filename']} is there more than once: {', '.join(paths)}")
+        members.setdefault(row["label"], []).append(paths[0])
     return Part(str(path), members, lambda names: pictures(path.parent, names, SIZE, channels=3))
 
 
-def _photographs(folder: Path) -> dict[str, str]:
-    """Return file name -> path within `folder` for every image file in it, at any depth."""
-    return {name.rpartition("/")[2]: name for name in listing(folder) if name.lower().endswith(PICTURES)}
+def _photographs(folder: Path) -> dict[str, list[str]]:
+    """Return file name -> paths within `folder` for every image file in it, at any depth."""
+    found: dict[str, list[str]] = {}
+    for name in listing(folder):
+        if name.lower().endswith(PICTURES):
+            found.setdefault(name.rpartition("/")[2], []).append(name)
+    return found

@@ -63,6 +63,8 @@ def ranks(trainer: TrainerSettings) -> Ranks:
     wanted = _count(devices, available)
     if wanted is None:
         raise InputError(f"trainer.devices={devices}: give a number above zero, a list of GPUs, or auto")
+    if not on_gpu(trainer) and not isinstance(devices, str | int):
+        raise InputError(f"trainer.devices={devices}: a list names GPUs, and this run is on the CPU: give a number")
     started = launched()
     if started is not None:
         if started.devices != wanted:
@@ -118,9 +120,9 @@ def placement(trainer: TrainerSettings) -> dict[str, Any]:
     shared = ranks(trainer)
     devices = trainer.devices if isinstance(trainer.devices, str | int) else list(trainer.devices)
     if shared.total == 1:
-        return {"devices": devices, "strategy": "auto"}
+        return {"devices": devices, "strategy": "auto", "plugins": []}
     # Ranks that innerloop.devices.processes starts run on this machine, even within a cluster's job.
-    plugins = [LightningEnvironment()] if launched() is None else None
+    plugins = [LightningEnvironment()] if launched() is None else []
     return {"devices": devices, "num_nodes": shared.nodes, "strategy": "ddp", "plugins": plugins}
 
 

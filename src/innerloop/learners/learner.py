@@ -197,7 +197,7 @@ class MetaLearner(LightningModule):
         norm = nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
             what, number = ("meta-gradient", norm) if torch.isfinite(value) else ("loss", value)
-            raise DivergedError(self._diverged(what, number.item(), step))
+            raise DivergedError(f"the {what} is {number.item()} at step {step}: training has diverged")
         if self._logging and counts:
             self.log("train/gradient_norm", norm, batch_size=1)
         if self.outer.outer_clip is not None:
@@ -216,12 +216,14 @@ class MetaLearner(LightningModule):
             return False
         return (self.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
-    def _diverged(self, what: str, value: float, step: int) -> str:
-        return (
-            f"the {what} is {value} at step {step}: training has diverged. Lower algo.inner_lr or algo.outer_lr, "
-            "bound the inner gradients (algo.inner_clip=10) or the outer one (algo.outer_clip=10), or take fewer "
-            "inner steps"
-        )
+    def on_train_start(self) -> None:
+        """Set the rates of a resumed run as configured, since the optimizers in its checkpoint have those of before."""
+        optimizers, schedules = self.optimizers(), self.lr_schedulers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        schedules = schedules if isinstance(schedules, list) else [schedules]
+        for optimizer, schedule, group in zip(optimizers, schedules, self.groups().values(), strict=True):
+            assert isinstance(schedule, LambdaLR)
+            self.outer.set_rates(optimizer, schedule, group)
 
     def configure_optimizers(self) -> Any:
         pairs = [self.outer.make_optimizer(group, self.trainer.max_steps) for group in self.groups().values()]

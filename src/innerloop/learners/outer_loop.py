@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -75,3 +76,10 @@ class OuterLoop:
         groups = [{"params": parameters, "lr": lr} for lr, parameters in group if parameters]
         optimizer = OPTIMIZERS[self.optimizer](groups, lr=self.outer_lr, **decay)
         return optimizer, LambdaLR(optimizer, factor)
+
+    def set_rates(self, optimizer: Any, schedule: LambdaLR, group: Group) -> None:
+        """Set rates and weight decay of an optimizer and its schedule, at the step at which the schedule is."""
+        schedule.base_lrs = [lr for lr, parameters in group if parameters]
+        for settings, lr, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            settings |= {"initial_lr": lr, "lr": lr * factor(schedule.last_epoch), "weight_decay": self.weight_decay}
+        schedule._last_lr = [settings["lr"] for settings in optimizer.param_groups]

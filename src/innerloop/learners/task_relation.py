@@ -35,6 +35,8 @@ class TaskRelation:
         for kind, name, choices in (("encoder", self.encoder, ENCODERS), ("writes", self.writes, WRITES)):
             if name not in choices:
                 raise InputError(f"unknown {kind} {name!r}; choose one of {', '.join(choices)}")
+        if self.width < 2:  # a norm of one number is a constant
+            raise InputError(f"width must be above one, got {self.width}")
 
     def model(self, net: nn.Module) -> Generate:
         """Return the model for a net, w = theta + g(S; phi). Raises InputError if the net has no such weights."""

@@ -1,13 +1,17 @@
 """From a configuration to its parts: the task family, the learner and the data module."""
 
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
+from torch import nn
 
 from innerloop.datamodule import EpisodeDataModule
+from innerloop.datasets.images import LabelledImages
 from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
 from innerloop.runs.config import to_plain
@@ -31,16 +35,18 @@ def build(cfg: DictConfig) -> Parts:
     """Return the parts that a configuration describes. Raises InputError for what is not possible."""
     plain = to_plain(cfg)
     data = dict(plain["data"])
-    data.pop("test_episodes")  # test.episodes refers to it
+    if data.pop("test_episodes", None) is None:  # test.episodes refers to it
+        raise InputError("data.test_episodes is missing: a file in conf/data needs it, the number of test episodes")
     module_values = {name: data.pop(name) for name in DATA_MODULE_KEYS if name in data}
     seed_everything(plain["seed"], verbose=False)
-    tasks = make_tasks(data)
-    net = make(plain["net"], "net", input_shape=tasks.input_shape, output_size=tasks.output_size)
+    allow = plain.get("allow", ())
+    tasks = make_tasks(data, allow)
+    net = make(plain["net"], "net", nn.Module, allow, input_shape=tasks.input_shape, output_size=tasks.output_size)
     kwargs = {"net": net, "loss": tasks.loss, "metrics": tasks.metrics}
     drawn = tasks
-    if getattr(target_of(plain["algo"], "algo"), "pools", False):
+    if getattr(target_of(plain["algo"], "algo", MetaLearner, allow), "pools", False):
         drawn, kwargs["training_outputs"] = tasks.pooled()
-    learner = make(plain["algo"], "algo", **kwargs)
+    learner = make(plain["algo"], "algo", MetaLearner, allow, **kwargs)
     module = EpisodeDataModule(
         drawn,
         seed=plain["seed"],
@@ -68,20 +74,39 @@ def is_dense(learner: MetaLearner) -> bool:
     return learner.engine.resolve(torch.device("cpu")) == "vmap"
 
 
-def make_tasks(node: dict[str, Any]) -> Tasks:
+def make_tasks(node: dict[str, Any], allow: Sequence[str] = ()) -> Tasks:
     """Return the task family of a `data` node.
 
     If the node's `dataset` names a loader, the loader gets the keys that its signature has, the family gets the others.
+
+    allow: modules besides innerloop whose classes and functions the node may name.
     """
-    family = target_of(node, "data")
-    loader = locate(node["dataset"], "data.dataset") if "dataset" in node else None
+    family = target_of(node, "data", Tasks, allow)
+    loader = loader_of(node, allow)
     loader_keys = set(parameters(loader)) if loader else set()
     known = {*parameters(family), *loader_keys, *DATA_MODULE_KEYS, "test_episodes"}
     for name in node:
         if name not in known and name not in ("name", "_target_"):
             raise InputError(unknown_key(f"data.{name}", list(known)))
     if loader is None:
-        return make(node, "data")
+        return make(node, "data", Tasks, allow)
     loader_values = {name: node[name] for name in node if name in loader_keys}
     family_values = {name: node[name] for name in node if name not in loader_keys and name != "dataset"}
-    return make(family_values, "data", dataset=loader(**arguments(loader_values, loader, "data")))
+    return make(family_values, "data", Tasks, allow, dataset=loader(**arguments(loader_values, loader, "data")))
+
+
+def loader_of(node: dict[str, Any], allow: Sequence[str] = ()) -> Callable[..., LabelledImages] | None:
+    """Return the loader that a `data` node names in `dataset`, None if it names none.
+
+    A loader is a function that is annotated to return LabelledImages. Raises InputError for anything else, since a
+    configuration may be somebody else's.
+    """
+    if "dataset" not in node:
+        return None
+    loader = locate(node["dataset"], "data.dataset", allow)
+    if (
+        not inspect.isfunction(loader)
+        or inspect.signature(loader, eval_str=True).return_annotation is not LabelledImages
+    ):
+        raise InputError(f"data.dataset={node['dataset']} is no function that returns LabelledImages")
+    return loader

@@ -1,5 +1,6 @@
 """What a command does about errors of its user: one short message, an exit status, and nothing left behind."""
 
+import io
 import os
 import re
 import sys
@@ -16,7 +17,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from innerloop.errors import DivergedError, FailedRuns, InputError, NotLearningError, RankError, Stopped
+from innerloop.errors import (
+    DivergedError,
+    FailedRuns,
+    InputError,
+    NotLearningError,
+    RankError,
+    Stopped,
+    WriteError,
+)
 from innerloop.runs.signatures import unknown_key
 
 USER_ERRORS = (
@@ -28,6 +37,7 @@ USER_ERRORS = (
     NotLearningError,
     RankError,
     Stopped,
+    WriteError,
 )
 """Errors that end a command with a message and without a traceback."""
 
@@ -44,6 +54,9 @@ def command(application: Callable[[], Any]) -> None:
 
     traceback=true on the command line shows the traceback instead. Ctrl-C ends with exit status 130.
     """
+    for stream in (sys.stdout, sys.stderr):  # a terminal or a batch system that takes ASCII only
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # Otherwise Hydra prints messages of its own and hides the error; with this it raises every error to its caller.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -66,7 +79,7 @@ def reported_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (*USER_ERRORS, AssertionError, ValueError) as error:
+    except (*USER_ERRORS, AssertionError, ValueError, OSError) as error:
         message = explain(error) if isinstance(error, USER_ERRORS) else unexplained(error)
         if message is None or _is_job() or "traceback=true" in [a.lower() for a in sys.argv]:
             raise
@@ -87,17 +100,19 @@ def explain(error: BaseException) -> str:
     message = str(error).partition("\nConfig search path")[0].rstrip()
     file = re.match(r"In '[^']+': ", message)  # Hydra says this of a mistake in a file
     place = file[0] if file else ""
-    cause: BaseException | None = error
-    while cause is not None:
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    for cause in causes:
         if isinstance(cause, InputError):  # perhaps raised by a resolver and wrapped by OmegaConf
             return str(cause)
+    for cause in causes:
         parent, full_key = getattr(cause, "parent_node", None), getattr(cause, "full_key", None)
         if isinstance(cause, OmegaConfBaseException) and isinstance(parent, DictConfig) and full_key:
             if full_key.rpartition(".")[2] not in parent:
                 return place + unknown_key(full_key, [str(k) for k in parent])
             if not isinstance(cause.__cause__, InputError):
                 return f"{place}{full_key}: {str(cause).splitlines()[0]}"
-        cause = cause.__cause__ or cause.__context__
     launcher = re.search(r"hydra/launcher/(\w+)'", message)
     if launcher and launcher[1] in LAUNCHERS:
         return f'launcher={launcher[1]} needs a package: pip install -e ".[{LAUNCHERS[launcher[1]]}]"'
@@ -105,10 +120,12 @@ def explain(error: BaseException) -> str:
 
 
 def unexplained(error: BaseException) -> str | None:
-    """Return the message for two mistakes that Hydra does not explain, and None for all other errors.
+    """Return the message for errors of the file system, and for two mistakes that Hydra does not explain, else None.
 
     OmegaConf asserts that an overridden key's parent exists, and Hydra raises ValueError for a group that is no string.
     """
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     if frame.f_code is OmegaConf.update.__code__:
         key = frame.f_locals["key"]

@@ -3,7 +3,6 @@
 Light: no torch here.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from innerloop.errors import InputError
-from innerloop.runs.command import explain
 from innerloop.runs.schemas import LoggerConfig, TrainerConfig
 
-CONFIG = "config.yaml"
+CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"
 
 
 def load_config(run_dir: Path) -> DictConfig:
@@ -50,40 +48,41 @@ def _upgrade(cfg: DictConfig) -> None:
                 cfg.trainer[name] = today[name]
 
 
-def resumed_config(run_dir: Path, overrides: Sequence[str], today: DictConfig) -> DictConfig:
-    """Return the recorded configuration of a run with the command line's overrides applied.
+def begun_job_config(run_dir: Path, today: DictConfig) -> DictConfig:
+    """Return the recorded configuration of a sweep's job that has begun.
 
-    today: a configuration composed from the files of today. A run recorded before one of its top-level keys existed
-        takes that key from it.
+    today: the job's configuration, composed from the files of the sweep. A job recorded before one of its top-level
+        keys existed takes that key from it.
     """
     cfg = load_config(run_dir)
+    cfg.allow = today.allow  # the user's, and not the record's, which may be somebody else's
     for name in today:
         if name not in cfg:
             cfg[name] = OmegaConf.to_container(today, resolve=False)[name]  # type: ignore[index]
     OmegaConf.set_struct(cfg, True)
-    try:
-        for override in overrides:
-            key, _, value = override.partition("=")
-            if key != "resume":
-                OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v)
-    except OmegaConfBaseException as error:
-        raise InputError(explain(error)) from error
     return cfg
 
 
+GROUPS = ("algo", "data", "net", "trainer", "logger", "callbacks")
+
+
 def register_run(run_dir: str | None) -> None:
-    """Register a run's configuration with Hydra as what an evaluation starts from: data and net `of_run`, `recorded`.
+    """Register a run's configuration with Hydra as what an evaluation or a resumed run starts from.
+
+    Its groups are registered as `of_run`, the rest as `recorded`, which for evaluations includes algo and trainer.
 
     run_dir: None registers empty ones, for a command that only shows its help.
     """
-    cfg = load_config(Path(run_dir)) if run_dir else OmegaConf.create({"net": {}, "data": {}})
+    cfg = load_config(Path(run_dir)) if run_dir else OmegaConf.create({})
     store = ConfigStore.instance()
-    store.store(group="data", name="of_run", node=cfg.data)
-    store.store(group="net", name="of_run", node=cfg.net)
-    kept = {name: cfg[name] for name in ("algo", "trainer", "test", "seed") if name in cfg}
+    for group in GROUPS:
+        store.store(group=group, name="of_run", node=cfg.get(group) or {})
+    kept = {name: cfg[name] for name in ("test", "seed") if name in cfg}
+    store.store(name="recorded", node=OmegaConf.create(kept))
+    kept |= {name: cfg[name] for name in ("algo", "trainer") if name in cfg}
     if "trainer" in kept:
         kept["trainer"] = {**kept["trainer"], "devices": 1, "strategy": "auto"}  # whatever devices trained it
-    store.store(name="recorded", node=OmegaConf.create(kept))
+    store.store(name="evaluated", node=OmegaConf.create(kept))
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:

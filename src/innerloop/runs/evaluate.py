@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from innerloop.devices.ranks import ranks
@@ -21,7 +21,7 @@ from innerloop.runs.checks import check
 from innerloop.runs.command import remove_empty
 from innerloop.runs.config import CONFIG, load_config
 from innerloop.runs.keys import check_hydra
-from innerloop.runs.record import RESULTS, messages, read_checkpoint, write_json
+from innerloop.runs.record import RESULTS, messages, read_checkpoint, write_config, write_json
 from innerloop.runs.report.figures import save_figures
 from innerloop.runs.report.results import closing_table, split_results, write_episodes
 from innerloop.runs.schemas import EvaluateConfig
@@ -114,7 +114,7 @@ def evaluate_run(cfg: DictConfig) -> None:
             remove_empty(out)
             raise
         log_file.write_to(out)
-        OmegaConf.save(cfg, out / CONFIG, resolve=True)
+        write_config(out / CONFIG, cfg)
         progress = Progress(parts.tasks.metric)
         trainer = make_trainer(cfg, parts.learner, out, logger=False, callbacks=[progress], enable_checkpointing=False)
         found = evaluate(trainer, parts, cfg.test.steps)

@@ -4,7 +4,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -166,11 +166,17 @@ class Run:
 
 
 def load_run(
-    path: Path, checkpoint: str = "best", *, data: Mapping[str, Any] | None = None, device: str = "cpu"
+    path: Path,
+    checkpoint: str = "best",
+    *,
+    data: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    allow: Sequence[str] = (),
 ) -> Run:
     """Return the run of a directory: see `innerloop.load`."""
     cfg = load_config(path)
     cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.strategy = accelerator_of(device), 1, "auto"
+    cfg.allow = list(allow)
     replace_data(cfg, data or {})
     with unchanged_process():
         parts = build(cfg)

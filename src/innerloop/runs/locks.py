@@ -8,6 +8,9 @@ from pathlib import Path
 
 from innerloop.errors import InputError
 
+LOCK = ".lock"
+"""In a run directory: held by the process that trains the run. In a sweep's: by the one that runs the sweep."""
+
 
 @contextmanager
 def locked(path: Path, refusal: str | None = None) -> Iterator[None]:

@@ -3,10 +3,12 @@
 Light: torch is imported where it is used, because a sweep's parent process writes records without it.
 """
 
+import hashlib
+import io
 import json
 import logging
+import math
 import os
-import pickle
 import platform
 import subprocess
 import sys
@@ -18,6 +20,9 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from innerloop.devices.files import write_whole, writing
 from innerloop.errors import InputError
 
 RESULTS = "results.json"
@@ -50,10 +55,24 @@ def environment() -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=1) + "\n")
-    draft.replace(path)
+    """Write a JSON file whole or not at all. Numbers that JSON does not have, NaN and infinity, become null.
+
+    Raises WriteError if this fails.
+    """
+    write_whole(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def write_config(path: Path, cfg: DictConfig | ListConfig) -> None:
+    """Write a configuration as YAML, resolved, whole or not at all. Raises WriteError if this fails."""
+    write_whole(path, OmegaConf.to_yaml(cfg, resolve=True))
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {name: _finite(value) for name, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 class Messages:
@@ -76,8 +95,9 @@ class Messages:
 
     def write_to(self, run_dir: Path) -> None:
         """Write all messages to train.log in a run directory, those of before included."""
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self.file = logging.FileHandler(run_dir / "train.log")
+        with writing(run_dir / "train.log"):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self.file = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
         self.add(self.file)
         self.held.setTarget(self.file)
         self.remove(self.held)
@@ -132,15 +152,53 @@ def _to_handlers(found: Messages) -> Iterator[None]:
                 found.remove(handler)
 
 
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole or not at all, with its SHA-256 digest beside it.
+
+    The digest file holds the digests of this checkpoint and of the one that it replaces. So whichever of the two is
+    there when the process is killed between the writes, its digest is in the file. Raises WriteError if this fails.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    data = buffer.getvalue()
+    earlier = _digests(path)[-1:]
+    write_whole(_digest_path(path), "".join(f"{digest}\n" for digest in (*earlier, hashlib.sha256(data).hexdigest())))
+    write_whole(path, data)
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint. Raises InputError if it is missing or broken."""
+    """Return the content of a checkpoint, in the CPU's memory. Nothing in the file is run as code.
+
+    Raises InputError if it is missing or broken, or is not what was written.
+    """
     import torch
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=False)
-        assert {"state_dict", "global_step"} <= set(found)
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"there is no checkpoint {path}") from error
-    except (OSError, EOFError, RuntimeError, TypeError, AssertionError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} is no whole checkpoint: {str(error).splitlines()[:1]}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    digests = _digests(path)
+    if digests and hashlib.sha256(data).hexdigest() not in digests:
+        raise InputError(f"{path} was damaged or changed after it was written: its SHA-256 digest is another one")
+    try:
+        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        assert {"state_dict", "global_step"} <= set(found)
+    # torch raises nearly anything for damaged bytes.
+    except Exception as error:
+        reason = " ".join(str(error).split("\n")[0].split())[:200]
+        raise InputError(f"{path} is no whole checkpoint of innerloop's: {reason or type(error).__name__}") from error
     return found
+
+
+def _digest_path(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}.sha256")
+
+
+def _digests(checkpoint: Path) -> list[str]:
+    """Return the recorded digests of a checkpoint; none for one of an older version."""
+    path = _digest_path(checkpoint)
+    return path.read_text(errors="replace").split() if path.is_file() else []

@@ -1,5 +1,6 @@
 """The schemas of the configurations of train.py and evaluate.py, and the resolvers that their files use."""
 
+import re
 import secrets
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from innerloop.errors import InputError
 from innerloop.runs.signatures import locate
 
 # A field with a default other than MISSING is newer than runs that were recorded without it.
@@ -93,6 +95,7 @@ class TrainConfig:
     resume: str | None = MISSING
     sweep: str | None = MISSING
     traceback: bool = MISSING
+    allow: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -108,6 +111,7 @@ class EvaluateConfig:
     test: TestConfig = field(default_factory=TestConfig)
     traceback: bool = MISSING
     seed: int = MISSING
+    allow: list[str] = field(default_factory=list)
 
 
 _token = secrets.token_hex(3)
@@ -117,23 +121,44 @@ def register() -> None:
     """Register the schemas with Hydra and the resolvers with OmegaConf.
 
     ${token:} is a random word of this process, so that runs that start in the same second, on whatever machines, get
-    different directories. ${either:a,b} is a, or b where a is null. ${metric:} is the metric of the configuration's
-    task family, such as mse, ${monitor:} the name that it is logged under in validation, val/mse, and ${mode:} is "max"
-    if more of it is better, else "min".
+    different directories. ${run_name:} is <algo>-<data>. ${either:a,b} is a, or b where a is null. ${metric:} is the
+    metric of the configuration's task family, such as mse, ${monitor:} the name that it is logged under in validation,
+    val/mse, and ${mode:} is "max" if more of it is better, else "min".
     """
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     OmegaConf.register_new_resolver("token", lambda: _token, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("either", lambda first, second: first or second, replace=True)
+    OmegaConf.register_new_resolver("run_name", lambda _root_: run_name(_root_), replace=True)
     OmegaConf.register_new_resolver("metric", lambda _root_: task_family(_root_).metric, replace=True)
     OmegaConf.register_new_resolver("monitor", lambda _root_: f"val/{task_family(_root_).metric}", replace=True)
     OmegaConf.register_new_resolver("mode", lambda _root_: _mode(task_family(_root_)), replace=True)
 
 
+def run_name(cfg: DictConfig) -> str:
+    """Return <algo>-<data>, which is part of a run's path.
+
+    Raises InputError if one of the names is missing, or could lead out of the folder of the runs.
+    """
+    names = []
+    for group in ("algo", "data"):
+        node = cfg.get(group)
+        name = node.get("name") if isinstance(node, DictConfig) else None
+        if name is None:
+            raise InputError(f"{group}.name is missing: a file in conf/{group} needs a name")
+        if not re.fullmatch(NAME, str(name)):
+            raise InputError(f"{group}.name={name}: a name has letters, digits, _, + and -, and no other characters")
+        names.append(str(name))
+    return "-".join(names)
+
+
+NAME = r"\w[\w+-]*"
+
+
 def task_family(cfg: DictConfig) -> Any:
     """Return the class of a configuration's task family. This imports torch, unlike this module."""
-    return locate(cfg.data._target_, "data._target_")
+    return locate(cfg.data._target_, "data._target_", cfg.get("allow", ()))
 
 
 def _mode(task_family: Any) -> str:

@@ -17,20 +17,49 @@ from innerloop.errors import InputError
 PRIMITIVES = (int, float, str, bool, type(None))
 
 
-def locate(path: str, key: str) -> Callable[..., Any]:
-    """Return the class or function at a dotted path. Raises InputError that names the key if there is none."""
+OURS = ("innerloop", "lightning.pytorch.callbacks")
+"""Modules whose classes a configuration may name without being allowed by the user."""
+
+
+def locate(path: str, key: str, allow: Sequence[str] = ()) -> Callable[..., Any]:
+    """Return the class or function at a dotted path, which must be below `OURS` or a module of `allow`.
+
+    A configuration may be somebody else's, and importing a module runs its code. So what is not allowed is not
+    imported. Raises InputError that names the key if the path is not allowed or leads nowhere.
+    """
+    allowed = (*OURS, *allow)
+    if not _is_below(path, allowed):
+        package = str(path).partition(".")[0]
+        raise InputError(
+            f"{key}={path}: classes of {package} are not allowed in a configuration. If you trust them, and the "
+            f"configuration if it is not yours, add allow=[{package}]"
+        )
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"{key}={path}: there is no such class or function ({error})") from error
+    # Modules below `OURS` import others, such as os, whose functions are not meant.
+    if not callable(found) or not _is_below(f"{getattr(found, '__module__', '')}.", allowed):
+        raise InputError(f"{key}={path}: there is no such class or function")
+    return found
 
 
-def target_of(node: Any, key: str) -> Callable[..., Any]:
-    """Return the class or function that a node's `_target_` names. Raises InputError if it names none."""
+def _is_below(path: Any, modules: Sequence[str]) -> bool:
+    return isinstance(path, str) and any(path.startswith(f"{module}.") for module in modules)
+
+
+def target_of(node: Any, key: str, kind: type, allow: Sequence[str] = ()) -> type:
+    """Return the class that a node's `_target_` names.
+
+    kind: its base class. allow: see `locate`. Raises InputError if it names none, or one of another kind.
+    """
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise InputError(f"{key} must be a configuration with a _target_, got {node}")
-    return locate(node["_target_"], f"{key}._target_")
+    found = locate(node["_target_"], f"{key}._target_", allow)
+    if not (inspect.isclass(found) and issubclass(found, kind)):
+        raise InputError(f"{key}._target_={node['_target_']} is no {kind.__name__}")
+    return found
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
@@ -77,9 +106,12 @@ def converted(node: Mapping[str, Any], known: Mapping[str, Any], key: str) -> di
     return typing.cast(dict[str, Any], OmegaConf.to_container(schema, resolve=True))
 
 
-def make(node: Mapping[str, Any], key: str, **kwargs: Any) -> Any:
-    """Return what the node's `_target_` makes of the node's values and of kwargs, which no configuration sets."""
-    target = target_of(node, key)
+def make(node: Mapping[str, Any], key: str, kind: type, allow: Sequence[str] = (), **kwargs: Any) -> Any:
+    """Return an object of the node's `_target_`, made of the node's values and of kwargs, which no configuration sets.
+
+    kind, allow: see `target_of`.
+    """
+    target = target_of(node, key, kind, allow)
     values = {name: value for name, value in node.items() if name not in ("name", "_target_")}
     return target(**arguments(values, target, key), **kwargs)
 

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,25 @@ from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from innerloop.devices.files import writing
 from innerloop.devices.memory import keep_freed
 from innerloop.devices.processes import all_ranks, run_as_rank
 from innerloop.devices.ranks import check_launch, is_first
-from innerloop.errors import InputError, Pruned, Stopped
+from innerloop.errors import DivergedError, InputError, Pruned, Stopped
+from innerloop.learners import MetaLearner
 from innerloop.runs.build import Parts, build
 from innerloop.runs.callbacks import Histograms, RunCheckpoint, SaveOnSignal, Session
 from innerloop.runs.checks import check
 from innerloop.runs.command import remove_empty
-from innerloop.runs.config import CONFIG, logger_settings, resumed_config, to_plain
+from innerloop.runs.config import CONFIG, OVERRIDES, begun_job_config, logger_settings, to_plain
 from innerloop.runs.evaluate import describe, evaluate, load_weights
 from innerloop.runs.keys import check_hydra
+from innerloop.runs.locks import LOCK, locked
 from innerloop.runs.naming import label
-from innerloop.runs.record import RESULTS, environment, messages, read_checkpoint, write_json
+from innerloop.runs.record import RESULTS, environment, messages, read_checkpoint, write_config, write_json
 from innerloop.runs.report.figures import save_figures
 from innerloop.runs.report.results import closing_table, episode_rows, flatten, write_episodes
+from innerloop.runs.resume import record_changes, resumed_config
 from innerloop.runs.signatures import make
 from innerloop.runs.tracking import Closing, Label, RunInfo, check_loggers, end_loggers, make_loggers, trackers
 from innerloop.runs.trainer import check_extra, make_trainer
@@ -46,19 +51,27 @@ def train(cfg: DictConfig, name: Label | None = None, callbacks: Sequence[Callba
     name: what trackers call the run. None: see `label`. callbacks: further ones, for the first rank only.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    resuming = cfg.resume is not None or is_begun_job(cfg, run_dir)
-    with messages(is_first()) as log_file:
+    resumed = cfg.resume is not None
+    job = cfg.sweep is not None
+    resuming = resumed or is_begun_job(cfg, run_dir)
+    with messages(is_first()) as log_file, ExitStack() as stack:
         try:
             cfg = checked_config(cfg, run_dir, resuming)
             configured_callbacks(cfg)
             check_extra(cfg.trainer)
             parts = build(cfg)
+            if resuming:
+                check_weights(parts.learner, run_dir)
         except BaseException:
             remove_empty(run_dir)
             raise
         if is_first():
+            if not job:  # a sweep's job is locked already
+                stack.enter_context(locked(run_dir / LOCK, f"{run_dir} is a run that another process is training"))
             log_file.write_to(run_dir)
-            if not resuming:
+            if resumed:
+                record_changes(cfg, run_dir, HydraConfig.get().overrides.task)
+            elif not resuming:
                 write_record(cfg, run_dir)
         name = name or Label(*label(cfg))
         task = {"config": to_plain(cfg), "run_dir": str(run_dir), "label": name}
@@ -77,9 +90,10 @@ def checked_config(cfg: DictConfig, run_dir: Path, resuming: bool) -> DictConfig
     Raises InputError for what is not possible.
     """
     hydra = HydraConfig.get()
-    if resuming:
-        # The record of a sweep's job includes its overrides.
-        cfg = resumed_config(run_dir, [] if is_begun_job(cfg, run_dir) else hydra.overrides.task, cfg)
+    if is_begun_job(cfg, run_dir):  # its record includes its overrides
+        cfg = begun_job_config(run_dir, cfg)
+    elif resuming:
+        cfg = resumed_config(cfg, run_dir, hydra.overrides.task)
     elif is_first() and (run_dir / CONFIG).exists():
         raise InputError(f"{run_dir} holds a run already: resume it, resume={run_dir}, or choose another directory")
     check(cfg)
@@ -87,6 +101,22 @@ def checked_config(cfg: DictConfig, run_dir: Path, resuming: bool) -> DictConfig
     check_loggers(logger_settings(cfg))
     check_launch(hydra.mode == RunMode.MULTIRUN, hydra.overrides.hydra, resuming)
     return cfg
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """Return the checkpoint that a run is resumed from: the last one, or else the best one; None if it has neither."""
+    last, best = (run_dir / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
+    if not last.exists() and best.exists():
+        log.warning("%s is missing, so the run is resumed from the earlier state in %s", last, best)
+        return best
+    return last if last.exists() else None
+
+
+def check_weights(learner: MetaLearner, run_dir: Path) -> None:
+    """Raise InputError if the checkpoint that a run is resumed from is not one of this learner."""
+    start = latest_checkpoint(run_dir)
+    if start is not None:
+        load_weights(learner, start)
 
 
 def train_as_rank() -> None:
@@ -108,9 +138,9 @@ def fit_and_test(
     Returns the metric on the validation tasks.
     """
     learner = parts.learner
+    start = latest_checkpoint(run_dir)
     last = run_dir / "checkpoints" / "last.ckpt"
-    start = last if last.exists() else None
-    info = RunInfo(run_dir, to_plain(cfg), name, resumed_at=read_checkpoint(last)["global_step"] if start else 0)
+    info = RunInfo(run_dir, to_plain(cfg), name, resumed_at=read_checkpoint(start)["global_step"] if start else 0)
     loggers = make_loggers(info, logger_settings(cfg))
     ended: BaseException | None = None
     try:
@@ -133,13 +163,17 @@ def fit_and_test(
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
         )
         log.info("training %s on %s in %s", cfg.algo.name, cfg.data.name, run_dir)
-        trainer.fit(learner, parts.data, ckpt_path=start, weights_only=False)
+        trainer.fit(learner, parts.data, ckpt_path=start, weights_only=True)
         return test_and_report(cfg, run_dir, parts, trainer, session)
     except Pruned:  # this is no failure of the run
         raise
     except Stopped as stopped:
-        ended = Stopped(f"{stopped}. Resume it with: python train.py resume={run_dir}")
+        allow = f" allow=[{','.join(cfg.allow)}]" if cfg.get("allow") else ""
+        ended = Stopped(f"{stopped}. Resume it with: python train.py resume={run_dir}{allow}")
         raise ended from None
+    except DivergedError as error:
+        ended = DivergedError(f"{error}. {advice(cfg.algo)}")
+        raise ended from error
     except BaseException as error:
         ended = error
         raise
@@ -182,6 +216,16 @@ def test_and_report(cfg: DictConfig, run_dir: Path, parts: Parts, trainer: Train
     return found.validation[parts.tasks.metric]["mean"]
 
 
+def advice(algo: DictConfig) -> str:
+    """Return what may help after a divergence, in keys that this algorithm has and with the values that they had."""
+    lower = [f"algo.{name}={algo[name]}" for name in ("inner_lr", "outer_lr", "generator_lr") if algo.get(name)]
+    found = f"Lower {' or '.join(lower)}"
+    clips = [name for name in ("inner_clip", "outer_clip") if name in algo]
+    if clips:
+        found += "; bound gradients by " + " or ".join(f"algo.{name}=10 (now {algo[name]})" for name in clips)
+    return found + (f"; take fewer inner steps (now {algo.inner_steps})" if algo.get("inner_steps", 0) > 1 else "")
+
+
 def checkpoints(run_dir: Path, tasks: Tasks) -> list[Callback]:
     """Return the callbacks that write best.ckpt and last.ckpt, which every run has."""
     best = RunCheckpoint(
@@ -203,13 +247,11 @@ def configured_callbacks(cfg: DictConfig) -> list[Callback]:
     for name, node in to_plain(cfg.callbacks).items():
         if node is not None:
             try:
-                callback = make(node, f"callbacks.{name}")
+                callback = make(node, f"callbacks.{name}", Callback, cfg.get("allow", ()))
             except InputError:
                 raise
             except (TypeError, ValueError, MisconfigurationException) as error:
                 raise InputError(f"callbacks.{name}: {error}") from error
-            if not isinstance(callback, Callback):
-                raise InputError(f"callbacks.{name}._target_={node['_target_']} is no callback of Lightning's")
             found.append(callback)
     bars = [callback for callback in found if isinstance(callback, ProgressBar)]
     if len(bars) > 1:
@@ -232,7 +274,8 @@ def sum_over_ranks(trainer: Trainer, value: float) -> float:
 
 def write_record(cfg: DictConfig, run_dir: Path) -> None:
     """Write config.yaml, overrides.yaml and environment.json: what is needed to repeat the run."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)
-    OmegaConf.save(HydraConfig.get().overrides.task, run_dir / "overrides.yaml")
+    with writing(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+    write_config(run_dir / CONFIG, cfg)
+    write_config(run_dir / OVERRIDES, HydraConfig.get().overrides.task)
     write_json(run_dir / "environment.json", environment())

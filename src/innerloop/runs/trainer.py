@@ -15,6 +15,7 @@ from innerloop.devices.ranks import placement, share_of_cores
 from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
 from innerloop.runs.build import is_dense
+from innerloop.runs.callbacks.checkpoints import RunCheckpointIO
 from innerloop.runs.signatures import converted, parameters
 
 PROFILERS: dict[str, type[Profiler]] = {
@@ -81,9 +82,10 @@ def make_trainer(cfg: DictConfig, learner: MetaLearner, run_dir: Path, **kwargs:
         "profiler": PROFILERS[t.profiler](dirpath=run_dir, filename="profile") if t.profiler else None,
         **placement(t),
     }
+    own["plugins"] = [*own["plugins"], RunCheckpointIO()]
     try:
         return Trainer(**{**FIXED, **extra_arguments(t), **own, **kwargs})
-    except (ValueError, MisconfigurationException) as error:
+    except (ValueError, TypeError, MisconfigurationException) as error:
         raise InputError(f"trainer: {error}") from error
 
 

@@ -1,12 +1,12 @@
 """The command line of a sweep: whether it continues a sweep that exists already, and with which arguments."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from innerloop.errors import InputError
 from innerloop.runs.command import typed_value
-from innerloop.runs.locks import holder
-from innerloop.sweeps.jobs import LOCK
+from innerloop.runs.locks import LOCK, holder
 from innerloop.sweeps.record import (
     CONF,
     FINISHED,
@@ -34,6 +34,8 @@ def command_line(argv: Sequence[str]) -> list[str]:
                 f"sweep= names a sweep's directory: python train.py -m sweep={typed_value('sweep', typed)}"
             )
         return list(argv)
+    if typed_value("resume", typed):
+        raise InputError("resume= resumes one run, without -m; a sweep is continued by python train.py -m sweep=SWEEP")
     if [a for a in argv[1:] if a.startswith("-") and a not in ("-m", "--multirun")]:
         return list(argv)  # it only shows something, or it has configuration files of its own
     asked = [a for a in typed if key_of(a) not in ("sweep", "hydra.mode")]
@@ -67,7 +69,11 @@ def _merged(directory: Path, asked: Sequence[str]) -> list[str]:
 def _unfinished(wanted: list[str]) -> Path | None:
     """Return the newest sweep of this identity in the default place that was stopped before it was finished."""
     for path in sorted(Path("runs/sweeps").glob(f"*/{RECORD}"), reverse=True):
-        same = identity(read_record(path.parent)["overrides"]) == wanted
+        try:
+            same = identity(read_record(path.parent)["overrides"]) == wanted
+        except InputError as error:  # a broken record of another sweep is no reason not to start this one
+            print(f"left aside: {error}", file=sys.stderr)
+            continue
         if same and not (path.parent / FINISHED).exists() and holder(path.parent / LOCK) is None:
             return path.parent
     return None

@@ -13,10 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from innerloop.errors import Pruned, Stopped
-from innerloop.runs.locks import locked
+from innerloop.runs.command import USER_ERRORS, explain
+from innerloop.runs.locks import LOCK, locked
 from innerloop.runs.record import RESULTS, write_json
 
-LOCK, ERROR, PRUNED = ".lock", "error.json", "pruned.json"
+ERROR, PRUNED = "error.json", "pruned.json"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def as_job(run_dir: Path, work: Callable[[], float]) -> float | None:
 def write_error(run_dir: Path, error: BaseException) -> None:
     """Record how a job failed."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    line = " ".join(str(error).split())
+    line = " ".join((explain(error) if isinstance(error, USER_ERRORS) else str(error)).split())
     trace = traceback.format_exception(error)
     write_json(run_dir / ERROR, {"type": type(error).__name__, "error": line, "traceback": "".join(trace)})
 

@@ -15,10 +15,10 @@ import yaml
 from innerloop.errors import InputError
 from innerloop.runs.compare import FinishedRun, read_run, recorded_overrides
 from innerloop.runs.config import CONFIG
-from innerloop.runs.locks import holder
+from innerloop.runs.locks import LOCK, holder
 from innerloop.runs.record import RESULTS
 from innerloop.runs.report.style import EMPTY, Column, read_metrics
-from innerloop.sweeps.jobs import ERROR, LOCK, PRUNED
+from innerloop.sweeps.jobs import ERROR, PRUNED
 from innerloop.sweeps.record import CONF, RECORD
 from innerloop.sweeps.rows import ReadJob, Row, headings, rows_of
 from innerloop.sweeps.study import STUDY, Study, as_overrides, read_study

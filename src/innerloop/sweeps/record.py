@@ -23,8 +23,15 @@ FREE = (*LAUNCHER, "hydra.sweeper.n_jobs", "hydra.sweeper.n_trials")
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """Return the content of a sweep's sweep.yaml."""
-    return yaml.safe_load((directory / RECORD).read_text())
+    """Return the content of a sweep's sweep.yaml. Raises InputError if it is broken."""
+    path = directory / RECORD
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("overrides"), list):
+        raise InputError(f"{path} is no record of a sweep")
+    return found
 
 
 def key_of(override: str) -> str:

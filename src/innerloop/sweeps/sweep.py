@@ -27,10 +27,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from innerloop.errors import FailedRuns, InputError
 from innerloop.runs.keys import check_hydra, check_schema
-from innerloop.runs.locks import holder, locked
+from innerloop.runs.locks import LOCK, holder, locked
 from innerloop.runs.record import RESULTS
 from innerloop.runs.schemas import TrainConfig
-from innerloop.sweeps.jobs import ERROR, LOCK, PRUNED, Job, write_error
+from innerloop.sweeps.jobs import ERROR, PRUNED, Job, write_error
 from innerloop.sweeps.record import CONF, FINISHED, RECORD, key_of, quoted, read_record, refuse_another
 
 GRACE = 60.0

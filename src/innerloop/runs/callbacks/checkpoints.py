@@ -3,7 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from innerloop.runs.record import read_checkpoint, write_checkpoint
+
+
+class RunCheckpointIO(TorchCheckpointIO):
+    """Reads and writes Lightning's checkpoints by `read_checkpoint` and `write_checkpoint`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_checkpoint(Path(path), checkpoint)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
 
 
 class RunCheckpoint(ModelCheckpoint):

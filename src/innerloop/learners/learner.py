@@ -220,8 +220,8 @@ class MetaLearner(LightningModule):
         """Set the rates of a resumed run as configured, since the optimizers in its checkpoint have those of before."""
         optimizers, schedules = self.optimizers(), self.lr_schedulers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        schedules = schedules if isinstance(schedules, list) else [schedules]
-        for optimizer, schedule, group in zip(optimizers, schedules, self.groups().values(), strict=True):
+        each = schedules if isinstance(schedules, list) else [schedules]
+        for optimizer, schedule, group in zip(optimizers, each, self.groups().values(), strict=True):
             assert isinstance(schedule, LambdaLR)
             self.outer.set_rates(optimizer, schedule, group)
 

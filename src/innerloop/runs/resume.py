@@ -73,6 +73,6 @@ def record_changes(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> 
     if not changes:
         return
     path = run_dir / OVERRIDES
-    earlier = OmegaConf.load(path) if path.is_file() else []
+    earlier = list(OmegaConf.load(path)) if path.is_file() else list[str]()
     write_config(run_dir / CONFIG, cfg)
-    write_config(path, OmegaConf.create([*earlier, *changes]))  # type: ignore[list-item]
+    write_config(path, OmegaConf.create([*earlier, *changes]))

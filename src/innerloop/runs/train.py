@@ -277,5 +277,5 @@ def write_record(cfg: DictConfig, run_dir: Path) -> None:
     with writing(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
     write_config(run_dir / CONFIG, cfg)
-    write_config(run_dir / OVERRIDES, HydraConfig.get().overrides.task)
+    write_config(run_dir / OVERRIDES, OmegaConf.create(list(HydraConfig.get().overrides.task)))
     write_json(run_dir / "environment.json", environment())

@@ -88,9 +88,9 @@ class EpisodeDataModule(LightningDataModule):
     meta_batch_size: number of tasks in a training meta-batch, over all ranks. seed: of the training stream.
     eval_seed: of the validation and test episodes, which are a fixed list, the same for every run on the same data.
     val_episodes, test_episodes: the lengths of these lists.
-    eval_meta_batches: a rank evaluates as many episodes at once as this many training meta-batches have. Like
-        num_workers, it changes nothing but speed.
-    overfit_batches: train on the first so many meta-batches again and again. None: every meta-batch is new.
+    eval_meta_batches: size of an evaluated meta-batch, as a multiple of meta_batch_size. Like num_workers, it changes
+        only the speed.
+    overfit_batches: number of meta-batches that training repeats again and again. None: every meta-batch is new.
     """
 
     def __init__(

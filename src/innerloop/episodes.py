@@ -68,7 +68,7 @@ def _copy(module: nn.Module, tensors: Mapping[int, Tensor], copies: dict[int, nn
         copy = copies[id(module)] = object.__new__(type(module))
         state = vars(copy)
         state.update(vars(module))
-        # Looked up by identity, so that a module or parameter that occurs twice in the net does so in the copy, too.
+        # A module or parameter that occurs twice in the net must do so in the copy too, so identity is compared.
         state["_parameters"] = {name: tensors.get(id(p), p) for name, p in module._parameters.items()}
         state["_modules"] = {
             name: child if child is None else _copy(child, tensors, copies) for name, child in module._modules.items()

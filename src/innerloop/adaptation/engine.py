@@ -162,7 +162,7 @@ class Engine:
                 ]
             return [job.result() for job in jobs]
         finally:
-            torch.set_num_threads(threads)  # later threads start with what a thread has set
+            torch.set_num_threads(threads)  # what a thread has set is also the default of threads that start later
 
     def _kind_for(self, batch: MetaBatch) -> str:
         return self.resolve(tree_leaves(batch)[0].device, ragged=isinstance(batch, list))

@@ -47,7 +47,7 @@ class MetaLearner(LightningModule):
     Optimization is manual: `training_step` gets the meta-gradient from the engine and passes it to Lightning in one
     backward call, so that precision plug-ins, DDP and clipping act as usual. One outer update counts as one
     `global_step`.
-    Raises InputError for a net whose norms would carry statistics from task to task.
+    Raises InputError for a net whose norms keep running statistics, which would pass from task to task.
     """
 
     pools: ClassVar[bool] = False
@@ -94,7 +94,7 @@ class MetaLearner(LightningModule):
         return [Phase("all", self.query_objective)]
 
     def groups(self) -> dict[str, Group]:
-        """Return for each phase's group its meta-parameters with their rates. Each group has one optimizer."""
+        """Return group -> (rate, meta-parameters) pairs. Each group has one optimizer."""
         return {"all": [(self.outer.outer_lr, list(self.parameters()))]}
 
     # One task.

@@ -1,4 +1,4 @@
-"""What a command may change of a run that it resumes, and how the run records it. Light: no torch here."""
+"""The configuration of a resumed run: which overrides are possible, and how they are recorded. No torch here."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,7 +68,7 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def record_changes(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> None:
-    """Record what a resumed run is from now on: config.yaml anew, and the overrides after those of before."""
+    """Record the configuration of a resumed run in config.yaml, and append the overrides to overrides.yaml."""
     changes = [o for o in overrides if o.partition("=")[0] not in ("resume", "traceback", "allow")]
     if not changes:
         return

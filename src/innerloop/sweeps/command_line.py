@@ -55,7 +55,7 @@ def command_line(argv: Sequence[str]) -> list[str]:
 
 
 def _merged(directory: Path, asked: Sequence[str]) -> list[str]:
-    """Return the recorded overrides of a sweep with the free ones among those asked for in their place."""
+    """Return the recorded overrides of a sweep, with those replaced that the command line may change."""
     recorded = read_record(directory)["overrides"]
     free = [a for a in asked if is_free(a)]
     replaced = {key_of(a) for a in free}

@@ -1,6 +1,6 @@
-"""The record of a sweep: what was typed, and what identifies the sweep.
+"""The record of a sweep: its command line, and what identifies it.
 
-sweep.yaml   what was typed, and a grid's jobs
+sweep.yaml   the command line, and a grid's jobs
 conf/        the configuration files as they were at the start
 <job>/       a run directory; it ends with results.json, error.json or pruned.json
 finished     exists when all is done

@@ -136,7 +136,7 @@ class Sweep:
     def _work(self, jobs: Sequence[Job], retrying: bool = False) -> None:
         failure = self._launch(jobs)
         left = [job for job in jobs if not self.ended(job)]
-        # Their processes died without a word. Each is retried by itself, so that no other job is blamed for its death.
+        # Processes that died left no record of an error. Each job is retried by itself, so that no other is affected.
         died = [job for job in left if (self.path(job) / LOCK).exists() and holder(self.path(job) / LOCK) is None]
         if failure and not died and len(left) == len(jobs):
             raise failure  # the launcher itself does not work
@@ -145,7 +145,8 @@ class Sweep:
                 write_error(self.path(job), failure or RuntimeError("no result"))
             else:
                 self._work([job], retrying=True)
-        # A launcher may stop at the first process that dies, with others still at work. Their jobs wait for them.
+        # A launcher may stop at the first process that dies, while others still work. Their jobs are launched again
+        # and wait for those processes.
         left = [job for job in left if not self.ended(job)]
         if left:
             self._work(left)
@@ -169,7 +170,10 @@ class Sweep:
 
     @contextmanager
     def _patience(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """On Ctrl-C, which jobs in other processes get too, let them save their state before a launcher kills them."""
+        """On Ctrl-C, wait until the jobs in other processes have saved their state, before a launcher kills them.
+
+        These processes get the same signal.
+        """
 
         def wait(number: int, frame: FrameType | None) -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -267,7 +267,9 @@ def interval(values):
 
 zero = torch.zeros(3, dtype=torch.float64)
 for name, start in (("from zero", zero), ("from the learned start", theta_maml)):
-    print(f"query loss after one step {name:22} {'{:.3f} ± {:.3f}'.format(*interval(loss(adapted(start, test_tasks), test_tasks.query)))}")
+    print(
+        f"query loss after one step {name:22} {'{:.3f} ± {:.3f}'.format(*interval(loss(adapted(start, test_tasks), test_tasks.query)))}"
+    )
 
 mean, half = interval(loss(adapted(theta_maml, test_tasks), test_tasks.query))
 assert mean + half < float(query_curve.min())
@@ -502,13 +504,17 @@ for i, ax in enumerate(axes.flat):
 figure.supxlabel("$x_1$")
 figure.supylabel("$x_2$")
 for label, colour, marker in sides:
-    axes[0, 0].plot([], [], marker, color=colour, markeredgecolor=INK, markersize=9, label=f"support point, y = {label}")
+    axes[0, 0].plot(
+        [], [], marker, color=colour, markeredgecolor=INK, markersize=9, label=f"support point, y = {label}"
+    )
 axes[0, 0].plot([], [], color=INK, linestyle="--", label="line before")
 axes[0, 0].plot([], [], color=INK, linewidth=2.2, label="line after one inner step")
 figure.legend(loc="outside lower center", ncols=4, frameon=False)
 plt.show()
 
-better = (accuracy(adapted(theta, test_tasks), test_tasks.query) - accuracy(theta.expand(1000, 3), test_tasks.query)).sign()
+better = (
+    accuracy(adapted(theta, test_tasks), test_tasks.query) - accuracy(theta.expand(1000, 3), test_tasks.query)
+).sign()
 for change, word in ((1, "better"), (0, "as good"), (-1, "worse")):
     print(f"{word:8} after the step in {(better == change).double().mean():.0%} of the 1000 test tasks")
 assert (better > 0).double().mean() > 2 * (better < 0).double().mean()

@@ -42,7 +42,7 @@ def commands() -> list[str]:
     return sorted({command for page in PAGES for command in pattern.findall(page.read_text())})
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", [c for c in commands() if not c.startswith(("resume=", "net=mine"))])
 def test_every_training_command_composes(command: str) -> None:
     overrides = [a for a in shlex.split(command) if "=" in a and not a.startswith(("resume=", "hydra."))]
     # Of a sweep, the first job.

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,6 +42,9 @@ from innerloop.runs.trainer import check_extra, make_trainer
 from innerloop.tasks.base import Tasks
 
 log = logging.getLogger("innerloop")
+
+PATHS = ("root", "cache")
+"""Keys of `data` that are paths."""
 
 
 def train(cfg: DictConfig, name: Label | None = None, callbacks: Sequence[Callback] = ()) -> float:
@@ -96,11 +100,20 @@ def checked_config(cfg: DictConfig, run_dir: Path, resuming: bool) -> DictConfig
         cfg = resumed_config(cfg, run_dir, hydra.overrides.task)
     elif is_first() and (run_dir / CONFIG).exists():
         raise InputError(f"{run_dir} holds a run already: resume it, resume={run_dir}, or choose another directory")
+    make_absolute(cfg)
     check(cfg)
     check_hydra(hydra)
     check_loggers(logger_settings(cfg))
     check_launch(hydra.mode == RunMode.MULTIRUN, hydra.overrides.hydra, resuming)
     return cfg
+
+
+def make_absolute(cfg: DictConfig) -> None:
+    """Make paths of the data absolute, so that a run may be resumed and evaluated from another working directory."""
+    for name in PATHS:
+        value = cfg.data.get(name) if isinstance(cfg.data, DictConfig) else None
+        if isinstance(value, str):
+            cfg.data[name] = os.path.abspath(os.path.expanduser(value))
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:

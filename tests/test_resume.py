@@ -124,12 +124,9 @@ def test_a_second_process_is_refused(run: Path, here: Here) -> None:
     assert here("train.py", f"resume={run}", "trainer.max_steps=6")[0] == 0
 
 
-def test_a_relative_data_root_is_recorded_absolute(train: Any, tmp_path: Path) -> None:
-    train(*TINY, "logger=csv", "data=glyphs", "net.width=4", "data.cache=here", f"hydra.run.dir={tmp_path / 'run'}")
-    assert config(tmp_path / "run")["data"]["cache"] == str(Path.cwd() / "here")
-
-
-def test_resumes_with_moved_pictures(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_data_root_is_recorded_absolute_and_may_move(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from PIL import Image
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -139,7 +136,9 @@ def test_resumes_with_moved_pictures(train: Any, tmp_path: Path, monkeypatch: py
             Image.new("L", (8, 8), 20 * c + i).save(tmp_path / "old" / f"c{c}" / f"{i}.png")
     small = ("data.size=8", "data.ways=2", "data.queries=2", "data.train_queries=2", "net.width=4", "algo=protonet")
     run_dir = tmp_path / "run"
-    train(*TINY, "logger=csv", "data=folder", f"data.root={tmp_path / 'old'}", *small, f"hydra.run.dir={run_dir}")
+    relative = os.path.relpath(tmp_path / "old")
+    train(*TINY, "logger=csv", "data=folder", f"data.root={relative}", *small, f"hydra.run.dir={run_dir}")
+    assert config(run_dir)["data"]["root"] == str(tmp_path / "old")
     (tmp_path / "old").rename(tmp_path / "new")
     train(f"resume={run_dir}", f"data.root={tmp_path / 'new'}", "trainer.max_steps=6")
     assert config(run_dir)["data"]["root"] == str(tmp_path / "new")
@@ -256,5 +255,6 @@ def test_a_write_that_fails_ends_in_one_line_and_loses_no_checkpoint(
     assert "Traceback" not in err
     assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] >= before
     assert read_checkpoint(run / "checkpoints" / "best.ckpt")
-    assert here("train.py", f"resume={run}", "trainer.max_steps=8")[0] == 0
-    assert json.loads((run / "results.json").read_text())["steps"] == 8
+    if number % 4 == 0:  # each takes seconds
+        assert here("train.py", f"resume={run}", "trainer.max_steps=8")[0] == 0
+        assert json.loads((run / "results.json").read_text())["steps"] == 8

@@ -11,6 +11,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from innerloop.episodes import Episode, InputError, MetaBatch, Split, episode_rng, tasks_of
 
 
+MOST = 10**8
+"""Limit on numbers of episodes, far above what is sensible: a larger number is a mistake, and would take for ever."""
+
+
 class Draws(Protocol):
     """The part of a task family that the data module uses."""
 
@@ -111,6 +115,8 @@ class EpisodeDataModule(LightningDataModule):
         for name, value in {**sizes, "overfit_batches": overfit_batches}.items():
             if value is not None and value < 1:
                 raise InputError(f"{name} must be above zero, got {value}")
+            if value is not None and value > MOST:
+                raise InputError(f"{name} must be at most {MOST:,}, got {value}")
         for name, value in {"seed": seed, "eval_seed": eval_seed, "num_workers": num_workers}.items():
             if value < 0:
                 raise InputError(f"{name} must not be negative, got {value}")

@@ -1,6 +1,7 @@
 """The inner loop of MAML: a few differentiable steps of gradient descent on the support loss."""
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -15,6 +16,10 @@ from innerloop.nets.fused import inside_transform
 LEARNED_RATES = ("parameter", "tensor", "tensor_step")
 
 
+MOST_STEPS = 100_000
+"""Limit on inner steps, far above what is sensible: a larger number is a mistake, and would take for ever."""
+
+
 def checked(steps: int, eval_steps: int | None, inner_lr: float) -> tuple[int, int]:
     """Return the numbers of inner steps in training and in evaluation (None: as many as in training).
 
@@ -23,8 +28,12 @@ def checked(steps: int, eval_steps: int | None, inner_lr: float) -> tuple[int, i
     eval_steps = steps if eval_steps is None else eval_steps
     if steps < 0 or eval_steps < 0:
         raise InputError(f"inner_steps and eval_inner_steps must not be negative, got {steps} and {eval_steps}")
+    if max(steps, eval_steps) > MOST_STEPS:
+        raise InputError(f"inner_steps and eval_inner_steps must be at most {MOST_STEPS:,}, got {steps}, {eval_steps}")
     if not inner_lr > 0:
         raise InputError(f"inner_lr must be above zero, got {inner_lr}")
+    if inner_lr == math.inf:
+        raise InputError("inner_lr must be finite, got inf")
     return steps, eval_steps
 
 

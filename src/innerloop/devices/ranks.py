@@ -120,7 +120,7 @@ def placement(trainer: TrainerSettings) -> dict[str, Any]:
     shared = ranks(trainer)
     devices = trainer.devices if isinstance(trainer.devices, str | int) else list(trainer.devices)
     if shared.total == 1:
-        return {"devices": devices, "strategy": "auto", "plugins": []}
+        return {"devices": devices if on_gpu(trainer) else 1, "strategy": "auto", "plugins": []}
     # Ranks that innerloop.devices.processes starts run on this machine, even within a cluster's job.
     plugins = [LightningEnvironment()] if launched() is None else []
     return {"devices": devices, "num_nodes": shared.nodes, "strategy": "ddp", "plugins": plugins}

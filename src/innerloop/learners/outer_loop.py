@@ -58,8 +58,10 @@ class OuterLoop:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} must be above zero, got {value}")
-        if self.weight_decay < 0:
-            raise InputError(f"weight_decay must not be negative, got {self.weight_decay}")
+            if value == math.inf:
+                raise InputError(f"{name} must be finite, got inf")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"weight_decay must be finite and not negative, got {self.weight_decay}")
 
     def make_optimizer(self, group: Group, max_steps: int) -> tuple[Optimizer, LambdaLR]:
         """Return the optimizer of a group of meta-parameters, and the schedule of its rate.

@@ -64,9 +64,25 @@ def build(cfg: DictConfig) -> Parts:
             "that writes its head from the support set, such as protonet, r2d2, proto_maml or cnaps, or hypernet and "
             "hybrid where algo.writes is head or head+film"
         )
-    # One evaluated episode finds what does not fit, such as prototypes of real targets, before anything is written.
-    learner.engine.map(learner.evaluate_episode, module.meta_batch("validation", [0]))
+    try_out(learner, module)
     return Parts(tasks, learner, module)
+
+
+def try_out(learner: MetaLearner, data: EpisodeDataModule) -> None:
+    """Evaluate a learner on one episode, to find what does not fit before anything is written.
+
+    Raises InputError if that fails, such as for prototypes of real targets or a size that only torch finds impossible.
+    """
+    try:
+        learner.engine.map(learner.evaluate_episode, data.meta_batch("validation", [0]))
+    except InputError:
+        raise
+    except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"these data, net and algorithm fail on a first episode: {type(error).__name__}: {reason} "
+            "(traceback=true shows where)"
+        ) from error
 
 
 def is_dense(learner: MetaLearner) -> bool:

@@ -20,8 +20,8 @@ def check(cfg: DictConfig, schema: type = TrainConfig) -> None:
         value = t[name]
         if value is not None and value < 1:
             raise InputError(f"trainer.{name} must be above zero, got {value}")
-    if test.episodes < 1:
-        raise InputError(f"test.episodes must be above zero, got {test.episodes}")
+    if test.episodes is None or test.episodes < 1:
+        raise InputError(f"test.episodes must be above zero, got {'null' if test.episodes is None else test.episodes}")
     if cfg.seed < 0 or test.seed < 0:
         raise InputError(f"seed and test.seed must not be negative, got {cfg.seed} and {test.seed}")
     if cfg.seed >= 2**32:  # NumPy's generator of the whole process takes no larger one
@@ -33,4 +33,7 @@ def check(cfg: DictConfig, schema: type = TrainConfig) -> None:
     if t.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise InputError(f"trainer.accelerator={t.accelerator}: no GPU is visible; use trainer=cpu or auto")
     shared = {"trainer.val_episodes": t.val_episodes, "test.episodes": test.episodes}
-    check_trainer(t, shared | {"data.meta_batch_size": cfg.data.get("meta_batch_size")})
+    meta_batch_size = cfg.data.get("meta_batch_size")
+    if isinstance(meta_batch_size, int):  # otherwise the data module says so
+        shared["data.meta_batch_size"] = meta_batch_size
+    check_trainer(t, shared)

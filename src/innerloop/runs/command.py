@@ -79,7 +79,7 @@ def reported_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (*USER_ERRORS, AssertionError, ValueError, OSError) as error:
+    except (*USER_ERRORS, AssertionError, ValueError, TypeError, OSError) as error:
         message = explain(error) if isinstance(error, USER_ERRORS) else unexplained(error)
         if message is None or _is_job() or "traceback=true" in [a.lower() for a in sys.argv]:
             raise
@@ -120,12 +120,16 @@ def explain(error: BaseException) -> str:
 
 
 def unexplained(error: BaseException) -> str | None:
-    """Return the message for errors of the file system, and for two mistakes that Hydra does not explain, else None.
+    """Return the message for errors of the file system, and for mistakes that Hydra does not explain, else None.
 
-    OmegaConf asserts that an overridden key's parent exists, and Hydra raises ValueError for a group that is no string.
+    OmegaConf asserts that an overridden key's parent exists and may raise TypeError for a list in the place of a node,
+    and Hydra raises ValueError for a group that is no string.
     """
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_apply_overrides_to_config" and "override" in frame.f_locals:
+            return f"{frame.f_locals['override'].input_line}: a value of this kind is not possible here"
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     if frame.f_code is OmegaConf.update.__code__:
         key = frame.f_locals["key"]

@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from innerloop.episodes import Episode, InputError, MetaBatch, Split, episode_rng, tasks_of
 
-
 MOST = 10**8
 """Limit on numbers of episodes, far above what is sensible: a larger number is a mistake, and would take for ever."""
 

@@ -128,7 +128,8 @@ def unexplained(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == "_apply_overrides_to_config" and "override" in frame.f_locals:
+        applied = isinstance(error, TypeError) and frame.f_code.co_name == "_apply_overrides_to_config"
+        if applied and "override" in frame.f_locals:
             return f"{frame.f_locals['override'].input_line}: a value of this kind is not possible here"
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     if frame.f_code is OmegaConf.update.__code__:

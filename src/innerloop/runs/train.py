@@ -73,6 +73,7 @@ def train(cfg: DictConfig, name: Label | None = None, callbacks: Sequence[Callba
             if not job:  # a sweep's job is locked already
                 stack.enter_context(locked(run_dir / LOCK, f"{run_dir} is a run that another process is training"))
             log_file.write_to(run_dir)
+            make_absolute(cfg)
             if resumed:
                 record_changes(cfg, run_dir, HydraConfig.get().overrides.task)
             elif not resuming:
@@ -100,7 +101,6 @@ def checked_config(cfg: DictConfig, run_dir: Path, resuming: bool) -> DictConfig
         cfg = resumed_config(cfg, run_dir, hydra.overrides.task)
     elif is_first() and (run_dir / CONFIG).exists():
         raise InputError(f"{run_dir} holds a run already: resume it, resume={run_dir}, or choose another directory")
-    make_absolute(cfg)
     check(cfg)
     check_hydra(hydra)
     check_loggers(logger_settings(cfg))

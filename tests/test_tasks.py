@@ -367,3 +367,22 @@ def test_oracles_refuse_what_they_cannot_answer() -> None:
     hard = Hyperplane(dimensions=10, shots=40)
     with pytest.raises(InputError, match="blocks"):
         hard.oracle(draw(hard, 2), blocks=2)
+
+
+def test_families_names_what_draw_draws() -> None:
+    """Three of the families are linear in known functions of x, which fit their tasks and not the others'."""
+    bases: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
+        "sinusoid": lambda x: [np.sin(x), np.cos(x)],
+        "line": lambda x: [np.ones_like(x), x],
+        "parabola": lambda x: [np.ones_like(x), x, x**2],
+    }
+    tasks, streams = Multimodal(shots=20, queries=1, noise=1e-6), range(200)
+    names = tasks.families([episode_rng(0, "test", i) for i in streams])
+    (x, y), _ = tasks.draw("test", [episode_rng(0, "test", i) for i in streams])
+    assert set(names) == set(FAMILIES)
+    for basis, functions in bases.items():
+        for name, inputs, targets in zip(names, x.double().numpy()[..., 0], y.double().numpy()[..., 0], strict=True):
+            matrix = np.stack(functions(inputs), 1)
+            misfit = np.abs(matrix @ np.linalg.lstsq(matrix, targets, rcond=None)[0] - targets).max()
+            fits = name == basis or (basis == "parabola" and name == "line")
+            assert (misfit < 1e-4) == fits, (basis, name, misfit)

@@ -65,7 +65,7 @@ class Multimodal(Regression):
         for rng, row, noise in zip(rngs, uniform, normal, strict=True):
             rng.random(out=row)
             rng.standard_normal(out=noise)
-        kind = (uniform[:, 0] * len(FAMILIES)).astype(int)
+        kind = _kinds(uniform[:, 0])
         side, fraction = np.divmod(2 * uniform[:, 1], 1)
         # In the table _A, a family with one interval for a has this interval twice.
         a = between(_A[kind, side.astype(int)].T, fraction)[:, None]
@@ -75,6 +75,12 @@ class Multimodal(Regression):
         shapes = np.stack([family.shape(x, c) for family in FAMILIES.values()])
         y = a * shapes[kind, np.arange(len(kind))] + b + self.noise * normal
         return split_points(x[..., None], y[..., None], self.shots)
+
+    @staticmethod
+    def families(rngs: Sequence[np.random.Generator]) -> list[str]:
+        """Return the names of the families that `draw` draws from with these random streams, which must be fresh."""
+        names = list(FAMILIES)
+        return [names[kind] for kind in _kinds(np.array([rng.random() for rng in rngs]))]
 
     def oracle(self, episode: Episode, slopes: int = 32) -> Tensor:
         """Return the Bayes prediction: the mean of each query's y given the support.
@@ -116,6 +122,11 @@ class Multimodal(Regression):
                 prior = math.log(count * len(family.a))
                 log_evidence.append(log_mass.logsumexp(1) - prior)
         return torch.einsum("ft,ftq->tq", torch.stack(log_evidence).softmax(0), torch.stack(prediction))
+
+
+def _kinds(uniform: np.ndarray) -> np.ndarray:
+    """Return the numbers of the families, all equally likely. uniform: random numbers (n,) in [0, 1)."""
+    return (uniform * len(FAMILIES)).astype(int)
 
 
 def _shape(family: Family, x: Tensor, c: Tensor) -> Tensor:

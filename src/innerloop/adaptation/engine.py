@@ -117,6 +117,8 @@ class Engine:
                 value, sums, out = self._compiled_for(objective, parameters, chunk)(parameters, chunk)
                 return value / count, [g / count for g in sums], out
             losses, out = chunk_objective(chunk)
+            if not losses.requires_grad:
+                raise InputError("there is nothing to learn: the loss depends on no meta-parameter")
             parts = torch.autograd.grad(losses.sum() / count, parameters, allow_unused=True)
             return losses.detach().sum() / count, parts, tree_map(torch.detach, out)
 

@@ -136,8 +136,10 @@ def _count(devices: Any, available: int) -> int | None:
     text = str(devices).strip()
     if text in ("auto", "-1"):
         return available
-    if not isinstance(devices, str | int):
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
         return len(devices) or None
+    if not isinstance(devices, str | int):
+        return None
     if "," in text:
         return len([part for part in text.split(",") if part.strip()]) or None
     return int(text) if text.isdecimal() and int(text) > 0 else None

@@ -1,12 +1,13 @@
 """Checks of a whole configuration before anything is written: keys, sizes above zero, known choices."""
 
 import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from omegaconf import DictConfig
 
 from innerloop.devices.ranks import check_trainer
 from innerloop.errors import InputError
 from innerloop.runs.keys import check_schema
-from innerloop.runs.schemas import TrainConfig
+from innerloop.runs.schemas import TrainConfig, name_of
 
 STEPS = ("last", "validation")
 PROFILERS = ("simple", "advanced", "pytorch")
@@ -15,6 +16,8 @@ PROFILERS = ("simple", "advanced", "pytorch")
 def check(cfg: DictConfig, schema: type = TrainConfig) -> None:
     """Raise InputError for what is not possible in a configuration of this schema."""
     check_schema(cfg, schema)
+    for group in ("algo", "data", "net"):
+        name_of(cfg, group)
     t, test = cfg.trainer, cfg.test
     for name in ("max_steps", "val_every", "val_episodes", "log_every", "threads", "overfit_batches"):
         value = t[name]
@@ -30,6 +33,9 @@ def check(cfg: DictConfig, schema: type = TrainConfig) -> None:
         raise InputError(f"test.steps={test.steps}: choose one of {', '.join(STEPS)}")
     if t.profiler is not None and t.profiler not in PROFILERS:
         raise InputError(f"trainer.profiler={t.profiler}: choose one of null, {', '.join(PROFILERS)}")
+    accelerators = ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
+    if t.accelerator not in accelerators:
+        raise InputError(f"trainer.accelerator={t.accelerator}: choose one of {', '.join(accelerators)}")
     if t.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise InputError(f"trainer.accelerator={t.accelerator}: no GPU is visible; use trainer=cpu or auto")
     shared = {"trainer.val_episodes": t.val_episodes, "test.episodes": test.episodes}

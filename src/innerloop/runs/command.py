@@ -109,6 +109,8 @@ def explain(error: BaseException) -> str:
     for cause in causes:
         parent, full_key = getattr(cause, "parent_node", None), getattr(cause, "full_key", None)
         if isinstance(cause, OmegaConfBaseException) and isinstance(parent, DictConfig) and full_key:
+            if parent._is_none():
+                return f"{place}{full_key.rpartition('.')[0]}: a value of this kind is not possible here"
             if full_key.rpartition(".")[2] not in parent:
                 return place + unknown_key(full_key, [str(k) for k in parent])
             if not isinstance(cause.__cause__, InputError):

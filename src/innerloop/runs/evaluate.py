@@ -1,5 +1,6 @@
 """Evaluation of a learner on validation and test episodes, at the end of a run and again later on other settings."""
 
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from innerloop.runs.report.results import closing_table, split_results, write_ep
 from innerloop.runs.schemas import EvaluateConfig
 from innerloop.runs.trainer import make_trainer
 
+log = logging.getLogger("innerloop")
+
 
 class Evaluation(NamedTuple):
     """validation, test: the entries of results.json. values: of the test, (episodes, 1 + K + 1, metrics)."""
@@ -50,6 +53,18 @@ def evaluate(trainer: Trainer, parts: Parts, steps: str) -> Evaluation:
     trainer.test(learner, parts.data, verbose=False)
     values = learner.curve.compute()
     return Evaluation(validation, split_results(learner.last_curve, len(values), step), values)
+
+
+def warn_if_not_finite(found: Evaluation, metric: str) -> None:
+    """Log a warning if a reported result is not a number. In results.json it is null."""
+    for split, part in (("validation", found.validation), ("test", found.test)):
+        if not math.isfinite(part[metric]["mean"]):
+            log.warning(
+                "the %s %s is not a number: on at least one episode the adapted weights diverge; fewer inner steps or a "
+                "smaller inner rate may help",
+                split,
+                metric,
+            )
 
 
 def best_step(means: Sequence[float], higher_is_better: bool) -> int:
@@ -125,6 +140,7 @@ def evaluate_run(cfg: DictConfig) -> None:
             "validation": found.validation,
             "test": found.test,
         }
+        warn_if_not_finite(found, parts.tasks.metric)
         write_episodes(out / "test_episodes.csv", parts.learner.curve.names, found.values)
         save_figures(out, parts.tasks, parts.learner, parts.data, found.test)
         write_json(out / RESULTS, results)

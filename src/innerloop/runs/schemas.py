@@ -141,16 +141,18 @@ def run_name(cfg: DictConfig) -> str:
 
     Raises InputError if one of the names is missing, or could lead out of the folder of the runs.
     """
-    names = []
-    for group in ("algo", "data"):
-        node = cfg.get(group)
-        name = node.get("name") if isinstance(node, DictConfig) else None
-        if name is None:
-            raise InputError(f"{group}.name is missing: a file in conf/{group} needs a name")
-        if not re.fullmatch(NAME, str(name)):
-            raise InputError(f"{group}.name={name}: a name has letters, digits, _, + and -, and no other characters")
-        names.append(str(name))
-    return "-".join(names)
+    return "-".join(name_of(cfg, group) for group in ("algo", "data"))
+
+
+def name_of(cfg: DictConfig, group: str) -> str:
+    """Return the name of a group's configuration. Raises InputError if it is missing or is not a plain word."""
+    node = cfg.get(group)
+    name = node.get("name") if isinstance(node, DictConfig) else None
+    if name is None:
+        raise InputError(f"{group}.name is missing: a file in conf/{group} needs a name")
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
+        raise InputError(f"{group}.name={name}: a name has letters, digits, _, + and -, and no other characters")
+    return name
 
 
 NAME = r"\w[\w+-]*"

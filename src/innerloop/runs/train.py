@@ -28,7 +28,7 @@ from innerloop.runs.callbacks import Histograms, RunCheckpoint, SaveOnSignal, Se
 from innerloop.runs.checks import check
 from innerloop.runs.command import remove_empty
 from innerloop.runs.config import CONFIG, OVERRIDES, begun_job_config, logger_settings, to_plain
-from innerloop.runs.evaluate import describe, evaluate, load_weights
+from innerloop.runs.evaluate import describe, evaluate, load_weights, warn_if_not_finite
 from innerloop.runs.keys import check_hydra
 from innerloop.runs.locks import LOCK, locked
 from innerloop.runs.naming import label
@@ -218,6 +218,7 @@ def test_and_report(cfg: DictConfig, run_dir: Path, parts: Parts, trainer: Train
         "test": found.test,
     }
     if trainer.is_global_zero:
+        warn_if_not_finite(found, parts.tasks.metric)
         names = learner.curve.names
         write_episodes(run_dir / "test_episodes.csv", names, found.values)
         figures = save_figures(run_dir, parts.tasks, learner, parts.data, found.test)

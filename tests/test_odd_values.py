@@ -1,0 +1,107 @@
+"""Any key of a configuration with any odd value either trains to finite numbers or is refused in one line."""
+
+import json
+import math
+import shutil
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from conftest import Here
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from innerloop.runs import schemas
+
+schemas.register()
+ROOT = Path(__file__).resolve().parents[1]
+ALGOS = sorted(path.stem for path in (ROOT / "conf" / "algo").glob("*.yaml"))
+DATA = ("sinusoid", "multimodal", "hyperplane")
+SMALL = (
+    "trainer.max_steps=2",
+    "trainer.val_every=1",
+    "trainer.val_episodes=2",
+    "test.episodes=2",
+    "trainer.threads=1",
+    "trainer.accelerator=cpu",
+    "logger=csv",
+    "data.meta_batch_size=2",
+    "hydra.run.dir=run",
+)
+VALUES = (
+    *("inf", "-inf", "nan", "null", "-1", "0", "1", "2", "0.5", "1e30", "1e-30", "99999999999999999999", "true"),
+    *("''", "abc", "'a b'", "../x", "[]", "[1]", "[a,b]", "{}", "{a:1}", "'${seed}'", "???"),
+)
+SLOW_ONES = {"trainer.max_steps", "trainer.val_episodes", "test.episodes", "data.num_workers", "trainer.threads"}
+"""Keys for which a huge number is possible and takes long."""
+
+
+def dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{key}.")
+        elif not key.startswith(("resume", "sweep", "traceback")):
+            yield key
+
+
+@st.composite
+def commands(draw: Any) -> list[str]:
+    choice = [f"algo={draw(st.sampled_from(ALGOS))}", f"data={draw(st.sampled_from(DATA))}"]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        keys = list(dotted(OmegaConf.to_container(compose("train", choice))))  # type: ignore[arg-type]
+    key = draw(st.sampled_from(keys))
+    possible = [v for v in VALUES if not (key in SLOW_ONES and len(v) > 10)]
+    return [*choice, *SMALL, f"{key}={draw(st.sampled_from(possible))}"]
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise AssertionError(f"takes more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def check(command: list[str], here: Here, directory: Path) -> None:
+    run_dir = directory / "run"
+    shutil.rmtree(run_dir, ignore_errors=True)
+    GlobalHydra.instance().clear()
+    with at_most(60):
+        status, err = here("train.py", *command)
+    last = (err.strip().splitlines() or [""])[-1]
+    if status == 0:
+        results = json.loads((run_dir / "results.json").read_text())
+        mean = results["test"][results["metric"]]["mean"]
+        assert (mean is not None and math.isfinite(mean)) or "not a number" in err
+    else:
+        assert "Traceback" not in err
+        assert last.startswith("train.py: ")
+        assert not run_dir.exists() or "diverged" in last, "a refused run leaves something behind"
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@given(command=commands())
+def test_odd_values(command: list[str], here: Here, tmp_path: Path) -> None:
+    check(command, here, tmp_path)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(command=commands())
+def test_many_odd_values(command: list[str], here: Here, tmp_path: Path) -> None:
+    check(command, here, tmp_path)

@@ -258,3 +258,28 @@ def test_a_write_that_fails_ends_in_one_line_and_loses_no_checkpoint(
     if number % 4 == 0:  # each takes seconds
         assert here("train.py", f"resume={run}", "trainer.max_steps=8")[0] == 0
         assert json.loads((run / "results.json").read_text())["steps"] == 8
+
+
+def test_an_evaluation_on_training_classes_says_so(
+    train: Any, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    splits = {"train": "abcd", "validation": "efg", "test": "hij"}
+    for split, names in splits.items():
+        for number, name in enumerate(names):
+            (tmp_path / "old" / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("L", (8, 8), 20 * number + i).save(tmp_path / "old" / split / name / f"{i}.png")
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    (tmp_path / "new" / "train" / "a").rename(tmp_path / "new" / "test" / "a")
+    (tmp_path / "new" / "test" / "h").rename(tmp_path / "new" / "train" / "h")
+    small = ("data.size=8", "data.ways=2", "data.queries=2", "data.train_queries=2", "net.width=4", "algo=protonet")
+    run_dir = tmp_path / "run"
+    train(*TINY, "logger=csv", "data=folder", f"data.root={tmp_path / 'old'}", *small, f"hydra.run.dir={run_dir}")
+    said = "have the names of training classes of this run"
+    assert said not in here("evaluate.py", f"run={run_dir}")[1]
+    err = here("evaluate.py", f"run={run_dir}", f"data.root={tmp_path / 'new'}")[1]
+    assert f"1 of 3 test classes {said}" in err
+    assert "validation classes have" not in err

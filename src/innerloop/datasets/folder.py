@@ -152,6 +152,12 @@ def warn_of_other_files(source: Path, entries: list[str]) -> None:
         log.warning("%s: %d files are no pictures of a known format and are left out: %s", source, len(others), listed)
 
 
+def without_split(name: str) -> str:
+    """Return the name of a class without the folder of its split, such as "owl" for "train/owl"."""
+    first, _, rest = name.partition("/")
+    return rest if rest and split_of(first) else name
+
+
 def split_of(folder: str) -> Split | None:
     """Return the split that a folder's name stands for, None if it is not the name of a split."""
     return SPLIT_FOLDERS.get(re.sub(r"^meta[ _-]?", "", folder.lower()))

@@ -1,5 +1,6 @@
 """Evaluation of a learner on validation and test episodes, at the end of a run and again later on other settings."""
 
+import json
 import logging
 import math
 import re
@@ -13,6 +14,7 @@ from lightning import Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
+from innerloop.datasets.folder import without_split
 from innerloop.devices.ranks import ranks
 from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
@@ -22,11 +24,12 @@ from innerloop.runs.checks import check
 from innerloop.runs.command import remove_empty
 from innerloop.runs.config import CONFIG, load_config
 from innerloop.runs.keys import check_hydra
-from innerloop.runs.record import RESULTS, messages, read_checkpoint, write_config, write_json
+from innerloop.runs.record import RESULTS, TRAINING_CLASSES, messages, read_checkpoint, write_config, write_json
 from innerloop.runs.report.figures import save_figures
 from innerloop.runs.report.results import closing_table, split_results, write_episodes
 from innerloop.runs.schemas import EvaluateConfig
 from innerloop.runs.trainer import make_trainer
+from innerloop.tasks.base import Tasks
 
 log = logging.getLogger("innerloop")
 
@@ -60,10 +63,29 @@ def warn_if_not_finite(found: Evaluation, metric: str) -> None:
     for split, part in (("validation", found.validation), ("test", found.test)):
         if not math.isfinite(part[metric]["mean"]):
             log.warning(
-                "the %s %s is not a number: on at least one episode the adapted weights diverge; fewer inner steps or a "
-                "smaller inner rate may help",
+                "the %s %s is not a number: on at least one episode the adapted weights diverge; "
+                "fewer inner steps or a smaller inner rate may help",
                 split,
                 metric,
+            )
+
+
+def warn_of_training_classes(run_dir: Path, tasks: Tasks) -> None:
+    """Log a warning if classes of an evaluation's tasks were training classes of the run, which recorded them."""
+    path = run_dir / TRAINING_CLASSES
+    known = set(map(without_split, json.loads(path.read_text()))) if path.is_file() else set[str]()
+    for split in ("validation", "test"):
+        names = list(map(without_split, tasks.class_names(split)))
+        seen = sorted(known.intersection(names))
+        if seen:
+            listed = ", ".join(seen[:5]) + (", …" if len(seen) > 5 else "")
+            log.warning(
+                "%d of %d %s classes have the names of training classes of this run, so the result is no test on new "
+                "classes: %s",
+                len(seen),
+                len(names),
+                split,
+                listed,
             )
 
 
@@ -124,6 +146,7 @@ def evaluate_run(cfg: DictConfig) -> None:
             if ranks(cfg.trainer).total > 1:
                 raise InputError(f"trainer.devices={cfg.trainer.devices}: an evaluation runs on one device")
             parts = build(cfg)
+            warn_of_training_classes(run, parts.tasks)
             load_weights(parts.learner, run / "checkpoints" / f"{cfg.checkpoint}.ckpt")
         except BaseException:
             remove_empty(out)

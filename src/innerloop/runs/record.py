@@ -25,7 +25,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from innerloop.devices.files import write_whole, writing
 from innerloop.errors import InputError
 
-RESULTS = "results.json"
+RESULTS, TRAINING_CLASSES = "results.json", "training_classes.json"
 
 
 def environment() -> dict[str, Any]:
@@ -54,7 +54,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all. Numbers that JSON does not have, NaN and infinity, become null.
 
     Raises WriteError if this fails.

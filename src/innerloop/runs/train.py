@@ -32,7 +32,15 @@ from innerloop.runs.evaluate import describe, evaluate, load_weights, warn_if_no
 from innerloop.runs.keys import check_hydra
 from innerloop.runs.locks import LOCK, locked
 from innerloop.runs.naming import label
-from innerloop.runs.record import RESULTS, environment, messages, read_checkpoint, write_config, write_json
+from innerloop.runs.record import (
+    RESULTS,
+    TRAINING_CLASSES,
+    environment,
+    messages,
+    read_checkpoint,
+    write_config,
+    write_json,
+)
 from innerloop.runs.report.figures import save_figures
 from innerloop.runs.report.results import closing_table, episode_rows, flatten, write_episodes
 from innerloop.runs.resume import record_changes, resumed_config
@@ -78,6 +86,8 @@ def train(cfg: DictConfig, name: Label | None = None, callbacks: Sequence[Callba
                 record_changes(cfg, run_dir, HydraConfig.get().overrides.task)
             elif not resuming:
                 write_record(cfg, run_dir)
+                if names := parts.tasks.class_names("train"):
+                    write_json(run_dir / TRAINING_CLASSES, names)
         name = name or Label(*label(cfg))
         task = {"config": to_plain(cfg), "run_dir": str(run_dir), "label": name}
         with all_ranks(cfg.trainer, task, "innerloop.runs.train:train_as_rank"):
@@ -234,9 +244,9 @@ def advice(algo: DictConfig) -> str:
     """Return what may help after a divergence, in keys that this algorithm has and with the values that they had."""
     lower = [f"algo.{name}={algo[name]}" for name in ("inner_lr", "outer_lr", "generator_lr") if algo.get(name)]
     found = f"Lower {' or '.join(lower)}"
-    clips = [name for name in ("inner_clip", "outer_clip") if name in algo]
+    clips = [name for name in ("inner_clip", "outer_clip") if name in algo and (algo[name] is None or algo[name] > 10)]
     if clips:
-        found += "; bound gradients by " + " or ".join(f"algo.{name}=10 (now {algo[name]})" for name in clips)
+        found += "; bound gradients by " + " or ".join(f"algo.{name}=10" for name in clips)
     return found + (f"; take fewer inner steps (now {algo.inner_steps})" if algo.get("inner_steps", 0) > 1 else "")
 
 

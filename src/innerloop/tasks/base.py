@@ -42,6 +42,10 @@ class Tasks(ABC):
         """
         return self, None
 
+    def class_names(self, split: Split) -> list[str]:
+        """Return the names of the classes that a split's tasks are made of; none if tasks are not made of classes."""
+        return []
+
     @abstractmethod
     def loss(self, net: nn.Module, weights: Weights, samples: Samples) -> Tensor:
         """Return the scalar loss that is minimised to fit a task's weights. It is differentiable in `weights`."""

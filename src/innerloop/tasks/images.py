@@ -83,6 +83,9 @@ class FewShotImages(Classification):
         other._pooled = True
         return other, len(self.classes["train"]) * (4 if self.rotations else 1)
 
+    def class_names(self, split: Split) -> list[str]:
+        return [self.dataset.classes[i] for i in self.classes[split]]
+
     def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> MetaBatch:
         """Return episodes with x (tasks, n, C, H, W) and y (tasks, n), or a list of them if their n may differ."""
         drawn = [self._choose(split, rng) for rng in rngs]

@@ -6,6 +6,8 @@ result. Needs: pip install -e ".[notebooks]"
 """
 
 import argparse
+import base64
+import io
 import os
 import re
 from pathlib import Path
@@ -14,6 +16,7 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from PIL import Image
 
 FOLDER = Path(__file__).resolve().parent
 SECONDS = 600
@@ -43,16 +46,32 @@ def executed(name: str) -> NotebookNode:
     notebook = read(name)
     # A kernel that draws and prints as on any other machine: as many columns, and no colours.
     environment = os.environ | {"COLUMNS": "110", "NO_COLOR": "1", "PYTHONHASHSEED": "0"}
-    client = NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(FOLDER)}})
+    client = NotebookClient(
+        notebook,
+        timeout=SECONDS,
+        resources={"metadata": {"path": str(FOLDER)}},
+        coalesce_streams=True,  # how often the kernel sends what a cell prints depends on its speed
+    )
     client.execute(env=environment)
     for cell in notebook.cells:
         cell.metadata = NotebookNode()  # the client notes the time of each cell there
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output.data.pop("text/plain", None)  # it names the figure's size, or an object's address
+                output.data["image/png"] = small(output.data["image/png"])
             if "metadata" in output:
                 output.metadata = NotebookNode()
     return notebook
+
+
+def small(png: str) -> str:
+    """Return a picture in base64 with at most 256 colours and without metadata, such as the version of matplotlib."""
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    # Of Pillow's methods this one changes the colours of figures least.
+    picture = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    file = io.BytesIO()
+    picture.save(file, "png", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def faults(notebook: NotebookNode) -> list[str]:

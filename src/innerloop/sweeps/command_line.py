@@ -13,7 +13,6 @@ from innerloop.sweeps.record import (
     LAUNCHER,
     RECORD,
     identity,
-    is_free,
     key_of,
     quoted,
     read_record,
@@ -57,13 +56,12 @@ def command_line(argv: Sequence[str]) -> list[str]:
 def _merged(directory: Path, asked: Sequence[str]) -> list[str]:
     """Return the recorded overrides of a sweep, with those replaced that the command line may change."""
     recorded = read_record(directory)["overrides"]
-    free = [a for a in asked if is_free(a)]
-    replaced = {key_of(a) for a in free}
+    replaced = {key_of(a) for a in asked}
     if replaced & {"launcher", "hydra/launcher"}:
         replaced |= {key_of(a) for a in recorded if key_of(a).startswith(LAUNCHER)}
     kept = [a for a in recorded if key_of(a) not in replaced]
     place = [] if typed_value("hydra.sweep.dir", kept) else [f"sweep={quoted(directory)}"]
-    return [*kept, *free, *place]
+    return [*kept, *asked, *place]
 
 
 def _unfinished(wanted: list[str]) -> Path | None:

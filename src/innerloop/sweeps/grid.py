@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from innerloop.errors import InputError
 from innerloop.runs.record import RESULTS
 from innerloop.sweeps.jobs import ERROR, Job
-from innerloop.sweeps.record import RECORD
+from innerloop.sweeps.record import FINISHED, RECORD, identity, read_record
 from innerloop.sweeps.sweep import Sweep, parse
 
 
@@ -15,13 +16,13 @@ def grid(sweep: Sweep, params: Mapping[str, str] | None, arguments: Sequence[str
 
     params, arguments: see `parse`. Raises InputError before anything is written, FailedRuns after all jobs have run.
     """
-    jobs = [] if (sweep.directory / RECORD).exists() else planned(sweep, params, arguments)
-    record = {
-        "kind": "grid",
-        "jobs": [list(job.overrides) for job in jobs],
-        "directories": [job.directory for job in jobs],
-    }
-    with sweep.open(record) as found:
+    exists = (sweep.directory / RECORD).exists()
+    recorded = read_record(sweep.directory) if exists else {}
+    extending = exists and identity(recorded["overrides"]) != identity(sweep.typed)
+    jobs = planned(sweep, params, arguments) if extending or not exists else []
+    with sweep.open({"kind": "grid", **columns(jobs)}) as found:
+        if extending:
+            found = extended(sweep, found, jobs)
         pairs = zip(found["directories"], found["jobs"], strict=True)
         jobs = [Job(number, directory, words) for number, (directory, words) in enumerate(pairs)]
         unfinished = [job for job in jobs if not (sweep.path(job) / RESULTS).exists()]
@@ -31,6 +32,27 @@ def grid(sweep: Sweep, params: Mapping[str, str] | None, arguments: Sequence[str
         done = sum((sweep.path(job) / RESULTS).exists() for job in jobs)
         print(f"{done} of {len(jobs)} runs are done in {sweep.directory}", flush=True)
         sweep.close(jobs, finished=done == len(jobs))
+
+
+def columns(jobs: Sequence[Job]) -> dict[str, Any]:
+    """Return the jobs as a grid's record has them."""
+    return {"jobs": [list(job.overrides) for job in jobs], "directories": [job.directory for job in jobs]}
+
+
+def extended(sweep: Sweep, record: Mapping[str, Any], jobs: Sequence[Job]) -> dict[str, Any]:
+    """Return the record of a grid after the jobs that it lacks are added to it, and write it.
+
+    jobs: of the extended grid, with all that are recorded. Raises InputError if one of these is missing.
+    """
+    before = [frozenset(words) for words in record["jobs"]]
+    if not set(before) <= {frozenset(job.overrides) for job in jobs}:
+        raise InputError(f"{sweep.directory} has jobs that the extended grid lacks: choose another directory")
+    missing = [job.overrides for job in jobs if frozenset(job.overrides) not in before]
+    new = columns([sweep.job(len(before) + i, list(words)) for i, words in enumerate(missing)])
+    found = {**record, "overrides": sweep.typed, **{name: [*record[name], *values] for name, values in new.items()}}
+    sweep.write_record(found)
+    (sweep.directory / FINISHED).unlink(missing_ok=True)
+    return found
 
 
 def planned(sweep: Sweep, params: Mapping[str, str] | None, arguments: Sequence[str]) -> list[Job]:

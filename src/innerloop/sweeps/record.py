@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from innerloop.errors import InputError
 
@@ -50,13 +51,38 @@ def identity(overrides: Sequence[str]) -> list[str]:
 
 
 def refuse_another(directory: Path, asked: Sequence[str]) -> None:
-    """Raise InputError if the sweep in a directory is not the one that these overrides identify."""
-    recorded = read_record(directory)["overrides"]
-    if identity(asked) != identity(recorded):
-        raise InputError(
-            f"sweep={directory} is the sweep of: {' '.join(a for a in recorded if not is_free(a))}. "
-            "Give its directory alone to continue it, or give another directory"
-        )
+    """Raise InputError if these overrides neither identify the sweep in a directory nor extend it, if it is a grid."""
+    record = read_record(directory)
+    recorded = record["overrides"]
+    if identity(asked) == identity(recorded) or (record.get("kind") == "grid" and extends(recorded, asked)):
+        return
+    raise InputError(
+        f"sweep={directory} is the sweep of: {' '.join(a for a in recorded if not is_free(a))}. "
+        "Give its directory alone to continue it, with more values of what it varies to extend it, such as "
+        "seed=0,1,2,3, or give another directory"
+    )
+
+
+def extends(recorded: Sequence[str], asked: Sequence[str]) -> bool:
+    """Return True if each override asked for has the recorded values of its key, and perhaps more of them.
+
+    Keys that are not asked for keep their values.
+    """
+    known = {key_of(a): choices(a) for a in recorded if not is_free(a)}
+    wanted = {key_of(a): choices(a) for a in asked if not is_free(a)}
+    return set(wanted) <= set(known) and all(set(known[key]) <= set(values) for key, values in wanted.items())
+
+
+def choices(override: str) -> list[str]:
+    """Return the values of an override, several if it is swept over them."""
+    (parsed,) = OverridesParser.create().parse_overrides([override])
+    if parsed.is_delete():
+        return [override]
+    if not parsed.is_sweep_override():
+        return [str(parsed.get_value_element_as_str())]
+    if not parsed.is_discrete_sweep():
+        return [override]
+    return [str(value) for value in parsed.sweep_string_iterator()]
 
 
 def quoted(value: object) -> str:

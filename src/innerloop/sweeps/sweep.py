@@ -25,6 +25,7 @@ from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from innerloop.devices.files import write_whole
 from innerloop.errors import FailedRuns, InputError
 from innerloop.runs.keys import check_hydra, check_schema
 from innerloop.runs.locks import LOCK, holder, locked
@@ -64,8 +65,8 @@ class Sweep:
         typed = OmegaConf.to_container(config.hydra.overrides, resolve=False)
         assert isinstance(typed, dict)
         words = [*typed["hydra"], *typed["task"]]
-        self._typed = [word for word in words if key_of(word) not in ("sweep", "hydra.mode")]
-        self._launcher = [a for a in self._typed if key_of(a) == "launcher"]
+        self.typed = [word for word in words if key_of(word) not in ("sweep", "hydra.mode")]
+        self._launcher = [a for a in self.typed if key_of(a) == "launcher"]
 
     def job(self, number: int, overrides: Sequence[str]) -> Job:
         """Return a job. It is composed once, to check its overrides and to find its directory.
@@ -98,7 +99,7 @@ class Sweep:
             raise InputError(f"{self.directory} holds other files, such as {min(others)}: choose another directory")
         with locked(self.directory / LOCK, f"{self.directory} is a sweep that another process is running"):
             if (self.directory / RECORD).exists():
-                refuse_another(self.directory, self._typed)
+                refuse_another(self.directory, self.typed)
             else:
                 self._create(record)
             self.loader = frozen(self.context.config_loader, self.directory / CONF)
@@ -115,9 +116,11 @@ class Sweep:
         for element in reversed(self.context.config_loader.get_search_path().get_path()):
             if _is_folder(element.path):
                 shutil.copytree(element.path.removeprefix("file://"), self.directory / CONF, dirs_exist_ok=True)
-        draft = self.directory / f"{RECORD}.tmp"
-        draft.write_text(yaml.safe_dump({"overrides": self._typed, **record}, sort_keys=False))
-        draft.replace(self.directory / RECORD)
+        self.write_record({"overrides": self.typed, **record})
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Write sweep.yaml whole or not at all."""
+        write_whole(self.directory / RECORD, yaml.safe_dump(dict(record), sort_keys=False))
 
     def path(self, job: Job) -> Path:
         """Return the directory of a job."""

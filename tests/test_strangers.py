@@ -245,3 +245,21 @@ def test_bombs_are_refused(pictures: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
     with pytest.raises(InputError, match="exceeds limit of 60 pixels"):
         files.decode(png(), "a.png")
+
+
+def test_a_strangers_sweep_allows_nothing(here: Here, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    assert here("train.py", "-m", "seed=0", *SHORT, "trainer.max_steps=2", "logger=csv", f"sweep={sweep}")[0] == 0
+    mark = tmp_path / "mark"
+    (run_dir,) = sweep.glob("0_*")
+    shutil.rmtree(run_dir)
+    record = yaml.safe_load((sweep / "sweep.yaml").read_text())
+    evil = ["net._target_=os.system", f"+net.command='touch {mark}'"]
+    record["overrides"] += ["allow=[os]", *evil]
+    record["jobs"] = [[*words, "allow=[os]", *evil] for words in record["jobs"]]
+    (sweep / "sweep.yaml").write_text(yaml.safe_dump(record))
+    (sweep / "conf" / "allow.yaml").write_text("# @package _global_\nallow: [os]\n")
+    status, _ = here("train.py", "-m", f"sweep={sweep}")
+    assert status == 1
+    assert "not allowed in a configuration" in (sweep / run_dir.name / "error.json").read_text()
+    assert not mark.exists()

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from innerloop.errors import InputError
 from innerloop.runs.command import typed_value
 from innerloop.runs.locks import LOCK, holder
@@ -50,7 +52,16 @@ def command_line(argv: Sequence[str]) -> list[str]:
         print(
             f"continuing the same sweep, which is not finished; to start another: sweep=<new directory> ({directory})"
         )
+    if "allow" not in map(key_of, asked):
+        asked.append(f"allow={own_allow(Path(argv[0]))}")
     return [argv[0], "-m", "--config-path", str((directory / CONF).resolve()), *_merged(directory, asked)]
+
+
+def own_allow(script: Path) -> str:
+    """Return the packages that the user's own conf/allow.yaml allows, as a list for the command line."""
+    path = script.resolve().parent / "conf" / "allow.yaml"
+    names = (yaml.safe_load(path.read_text()) or {}).get("allow") or [] if path.is_file() else []
+    return f"[{','.join(map(str, names))}]"
 
 
 def _merged(directory: Path, asked: Sequence[str]) -> list[str]:

@@ -18,9 +18,10 @@ from innerloop.errors import InputError
 
 RECORD, CONF, FINISHED = "sweep.yaml", "conf", "finished"
 
-# What may change when a sweep is continued: who runs the jobs, how many at a time, how many in all.
+# What may change when a sweep is continued: who runs the jobs, how many at a time, how many in all, and whose classes
+# they may use, which is never taken from a record that may be somebody else's.
 LAUNCHER = ("launcher", "hydra/launcher", "hydra.launcher")
-FREE = (*LAUNCHER, "hydra.sweeper.n_jobs", "hydra.sweeper.n_trials")
+FREE = (*LAUNCHER, "hydra.sweeper.n_jobs", "hydra.sweeper.n_trials", "allow")
 
 
 def read_record(directory: Path) -> dict[str, Any]:

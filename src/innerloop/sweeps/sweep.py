@@ -66,7 +66,8 @@ class Sweep:
         assert isinstance(typed, dict)
         words = [*typed["hydra"], *typed["task"]]
         self.typed = [word for word in words if key_of(word) not in ("sweep", "hydra.mode")]
-        self._launcher = [a for a in self.typed if key_of(a) == "launcher"]
+        # A job's own overrides and the copied files may be somebody else's, so what is allowed comes from here.
+        self._common = [a for a in self.typed if key_of(a) in ("launcher", "allow")]
 
     def job(self, number: int, overrides: Sequence[str]) -> Job:
         """Return a job. It is composed once, to check its overrides and to find its directory.
@@ -82,7 +83,7 @@ class Sweep:
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Return the configuration of a job, Hydra's part included."""
-        return self.loader.load_sweep_config(self.config, [*overrides, *self._launcher, self._own_override])
+        return self.loader.load_sweep_config(self.config, [*overrides, *self._common, self._own_override])
 
     @property
     def _own_override(self) -> str:
@@ -158,7 +159,7 @@ class Sweep:
         """Launch jobs. Returns the launcher's error, None if there was none."""
         for job in jobs:
             print(f"{job.directory}: {' '.join(job.overrides)}", flush=True)
-        common = [*self._launcher, self._own_override]
+        common = [*self._common, self._own_override]
         words = [[*job.overrides, *common, f"hydra.sweep.subdir={quoted(job.directory)}"] for job in jobs]
         try:
             with self._patience(jobs):

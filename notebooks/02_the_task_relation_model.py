@@ -350,7 +350,7 @@ def evaluate(learner, batch):
 # ## 4. Joint or alternating updates
 #
 # There are two kinds of parameters now, $\varphi$ and $\theta$. The **joint** update takes one step on both
-# with the gradient of the query loss. The **alternating** update takes two steps for each meta-batch:
+# with the gradient of the query loss. The **alternating** update has three stages for each meta-batch:
 #
 # 1. $\varphi$ on the *support* loss, with $\theta$ fixed:
 #    $\;\varphi \leftarrow \varphi - a \nabla_\varphi \operatorname{mean}_i L_i^S(\theta + g(S_i; \varphi))$;
@@ -400,11 +400,12 @@ def double(batch):
 
 
 def apart(first, second):
-    """The largest difference between the parameters of two modules."""
+    """Return the largest difference between the parameters of two modules."""
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     return max(float((p - q).detach().abs().max()) for p, q in pairs)
 
 
+torch.manual_seed(0)
 batches = train_batches(tasks, 11)
 shared = {"loss": tasks.loss, "metrics": tasks.metrics, "update": "alternating", "outer_lr": 0.1}
 cases = {

@@ -30,6 +30,9 @@ def resumed_config(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> 
     recorded = load_config(run_dir)
     OmegaConf.set_struct(cfg, False)
     keys = {override.partition("=")[0].lstrip("+~") for override in overrides}
+    for group in ("algo", "data", "net"):
+        if group in keys:  # the file would replace the run's own settings, tuned or typed, by its own
+            raise InputError(f"{group}= cannot be chosen in a run that has begun: set single values, {group}.KEY=VALUE")
     if "trainer" in keys:
         for name, value in recorded.trainer.items():
             if name not in PLACE and f"trainer.{name}" not in keys:

@@ -64,7 +64,7 @@ def test_search_goes_on_to_its_total(killed: Path, here: Here, monkeypatch: pyte
     assert len(done) == 5
     finished = hashes(*(sweep / job for job in done))
     monkeypatch.chdir(killed)
-    status, out, err = here("-m", f"sweep={sweep}")
+    status, out, err = here("-m", f"sweep={sweep}", "allow=[sabotage]")
     assert status == 0, err
     after = trials(sweep)
     assert [trial.number for trial in after] == list(range(12))
@@ -98,7 +98,7 @@ def test_interrupted_trial_equals_one_that_was_not(killed: Path, here: Here, tmp
 def test_more_trials_are_added_to_a_finished_search(killed: Path, here: Here) -> None:
     sweep = only(killed)
     before = trials(sweep)
-    assert here("-m", f"sweep={sweep}", "hydra.sweeper.n_trials=13")[0] == 0
+    assert here("-m", f"sweep={sweep}", "allow=[sabotage]", "hydra.sweeper.n_trials=13")[0] == 0
     after = trials(sweep)
     assert [trial.params for trial in after[:12]] == [trial.params for trial in before]
     assert len(after) == 13
@@ -137,7 +137,7 @@ def test_trial_that_raises_is_a_failed_trial(plans: Path, here: Here, tmp_path: 
     assert trials(sweep)[1].user_attrs["error"] == "ArithmeticError: sabotage in two lines"
     assert "best: trial" in out
     failed = hashes(sweep / "1_maml-sinusoid_seed0")
-    assert here("-m", f"sweep={sweep}")[0] == 1
+    assert here("-m", f"sweep={sweep}", "allow=[sabotage]")[0] == 1
     assert len(trials(sweep)) == 3
     assert hashes(sweep / "1_maml-sinusoid_seed0") == failed
 
@@ -147,7 +147,7 @@ def test_trial_that_was_killed_while_it_was_drawn_is_drawn_to_the_end(here: Here
     sweep = only(tmp_path)
     study = optuna.load_study(study_name="study", storage=f"sqlite:///{sweep / 'study.db'}")
     half = study.ask({"algo.inner_lr": FloatDistribution(0.001, 0.1, log=True)})
-    assert here("-m", f"sweep={sweep}", "hydra.sweeper.n_trials=2")[0] == 0
+    assert here("-m", f"sweep={sweep}", "allow=[sabotage]", "hydra.sweeper.n_trials=2")[0] == 0
     (_, trial) = trials(sweep)
     assert trial.state.name == "COMPLETE"
     assert set(trial.params) == {"algo.inner_lr", "algo.outer_lr"}

@@ -1,7 +1,8 @@
 """From a configuration to its parts: the task family, the learner and the data module."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,8 +74,27 @@ def try_out(learner: MetaLearner, data: EpisodeDataModule) -> None:
 
     Raises InputError if that fails, such as for prototypes of real targets or a size that only torch finds impossible.
     """
-    try:
+    with explained():
         learner.engine.map(learner.evaluate_episode, data.meta_batch("validation", [0]))
+
+
+def try_a_gradient(parts: Parts) -> None:
+    """Take one meta-gradient on one episode, to find what does not fit before anything is written.
+
+    Raises InputError if that fails, such as for a learner without anything to learn.
+    """
+    learner, batch = parts.learner, parts.data.meta_batch("validation", [0])
+    parameters = [p for p in learner.parameters() if p.requires_grad]
+    with explained():
+        for phase in learner.phases():
+            learner.engine.value_and_grad(phase.objective, parameters, batch, eager=True)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn any error of an episode into an InputError that says so."""
+    try:
+        yield
     except InputError:
         raise
     except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:

@@ -23,7 +23,7 @@ from innerloop.devices.processes import all_ranks, run_as_rank
 from innerloop.devices.ranks import check_launch, is_first
 from innerloop.errors import DivergedError, InputError, Pruned, Stopped
 from innerloop.learners import MetaLearner
-from innerloop.runs.build import Parts, build
+from innerloop.runs.build import Parts, build, try_a_gradient
 from innerloop.runs.callbacks import Histograms, RunCheckpoint, SaveOnSignal, Session
 from innerloop.runs.checks import check
 from innerloop.runs.command import remove_empty
@@ -72,6 +72,7 @@ def train(cfg: DictConfig, name: Label | None = None, callbacks: Sequence[Callba
             configured_callbacks(cfg)
             check_extra(cfg.trainer)
             parts = build(cfg)
+            try_a_gradient(parts)
             if resuming:
                 check_weights(parts.learner, run_dir)
         except BaseException:

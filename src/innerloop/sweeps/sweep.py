@@ -45,7 +45,7 @@ def parse(params: Mapping[str, str] | None, arguments: Sequence[str], context: H
     """
     parser = OverridesParser.create(config_loader=context.config_loader)
     words = [f"{key}={value}" for key, value in (params or {}).items()]
-    words += [a for a in arguments if key_of(a) not in ("launcher", "sweep")]
+    words += [a for a in arguments if key_of(a) not in ("launcher", "sweep", "allow")]
     return list({override.get_key_element(): override for override in parser.parse_overrides(words)}.values())
 
 
@@ -108,7 +108,9 @@ class Sweep:
             self.launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=context, task_function=self.task, config=self.config
             )
-            print(f"sweep in {self.directory}; continue it with: python train.py -m sweep={self.directory}", flush=True)
+            allow = "".join(f" {a}" for a in self._common if key_of(a) == "allow" and not a.endswith("=[]"))
+            command = f"python train.py -m sweep={self.directory}{allow}"
+            print(f"sweep in {self.directory}; continue it with: {command}", flush=True)
             yield read_record(self.directory)
 
     def _create(self, record: Mapping[str, Any]) -> None:

@@ -181,3 +181,25 @@ def test_the_message_stands_alone_whatever_hydra_is_told(
     assert status == 1
     assert err.startswith("\ntrain.py: "), err
     assert err.count("\n") == 2, err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"name: mine\n_target_: [", "mine.yaml, line 2, is no YAML"),
+        (b"name: mine\n  a: 1\n b: 2\n", "mine.yaml, line"),
+        (b"name: mine\n\tx: 1\n", "mine.yaml, line 2"),
+        (b"name: \xff\xfe\n", "mine.yaml is no YAML"),
+        (b"name: a\x00b\n", "mine.yaml is no YAML"),
+        (b"- a\n- b\n", "net.name is missing"),
+        (b"", "net"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(content: bytes, said: str, here: Here, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "net").mkdir(parents=True)
+    (tmp_path / "mine" / "net" / "mine.yaml").write_bytes(content)
+    status, err = here("train.py", f"hydra.searchpath=[file://{tmp_path / 'mine'}]", "net=mine", *TINY)
+    assert status == 1
+    assert "Traceback" not in err
+    assert said in err
+    assert not (tmp_path / "runs").exists()

@@ -16,6 +16,9 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+from yaml.error import MarkedYAMLError
+from yaml.reader import ReaderError
 
 from innerloop.errors import (
     DivergedError,
@@ -79,7 +82,7 @@ def reported_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (*USER_ERRORS, AssertionError, ValueError, TypeError, OSError) as error:
+    except (*USER_ERRORS, AssertionError, ValueError, TypeError, OSError, YAMLError) as error:
         message = explain(error) if isinstance(error, USER_ERRORS) else unexplained(error)
         if message is None or _is_job() or "traceback=true" in [a.lower() for a in sys.argv]:
             raise
@@ -129,6 +132,13 @@ def unexplained(error: BaseException) -> str | None:
     """
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}, is no YAML: {error.problem}"
+    if isinstance(error, ReaderError | UnicodeDecodeError):
+        frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+        files = [frame.f_locals["f"].name for frame in frames if hasattr(frame.f_locals.get("f"), "name")]
+        return f"{files[-1]} is no YAML: it has characters that YAML does not allow" if files else None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         applied = isinstance(error, TypeError) and frame.f_code.co_name == "_apply_overrides_to_config"
         if applied and "override" in frame.f_locals:

@@ -194,6 +194,7 @@ def test_time_is_told_from_cpu_time_and_turns_are_taken(monkeypatch: pytest.Monk
     assert turns == ["a1", "a2", "b1", "b2", "a1", "a2", "b1", "b2", "a2", "b1", "b2", "a1"]
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_peak_memory_is_the_meta_steps_own() -> None:
     ballast = torch.ones(100_000_000)  # 400 MB, of which a process that is started now must know nothing

@@ -39,6 +39,7 @@ def no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", "left out"))
 
 
+@pytest.mark.slow
 def test_everything_is_found_out_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert run(tmp_path, "--workload", "sinusoid_k1", "omniglot_5w1s_stride_q1") == 0

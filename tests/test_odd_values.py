@@ -94,14 +94,14 @@ def check(command: list[str], here: Here, directory: Path) -> None:
         assert not run_dir.exists() or "diverged" in last, "a refused run leaves something behind"
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 @given(command=commands())
 def test_odd_values(command: list[str], here: Here, tmp_path: Path) -> None:
     check(command, here, tmp_path)
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(command=commands())
 def test_many_odd_values(command: list[str], here: Here, tmp_path: Path) -> None:
     check(command, here, tmp_path)

@@ -164,6 +164,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lo
 
 
 @needs_proc
+@pytest.mark.slow
 def test_ctrl_c_stops_all_ranks_after_one_step_and_a_resumed_run_is_the_uninterrupted_one(
     tmp_path: Path, endless: Callable[[], tuple[subprocess.Popen[str], int]], train: Any
 ) -> None:

@@ -109,6 +109,7 @@ print(*(peak(*case) - start for case in ((1, False), (10, True), (10, False))))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process may be charged for its parent")
 @pytest.mark.alone
 def test_ten_steps_need_little_more_memory_than_one() -> None:

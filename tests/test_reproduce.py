@@ -201,6 +201,7 @@ def test_folders_go_to_data_that_have_them(tmp_path: Path) -> None:
     assert "data.root=x" in tables.jobs_of(TABLES["omniglot_20w1s"], tmp_path, "maml", ["data.root=x"])[0].overrides
 
 
+@pytest.mark.slow
 def test_stopped_by_ctrl_c_it_goes_on_and_a_row_that_fails_stops_no_other(house: Path) -> None:
     folder = house / "tables"
     folder.mkdir()

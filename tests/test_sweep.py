@@ -200,7 +200,7 @@ def test_lost_process_is_recorded_and_the_others_go_on(whole: Path, plans: Path,
     assert json.loads((sweep / "1_maml-sinusoid_seed1" / "error.json").read_text())["type"] == "TerminatedWorkerError"
     (plans / "maml1").unlink()
     before = hashes(*(sweep / job for job in results(sweep)))
-    status, _, err = here("-m", "sweep=out", "launcher=basic")
+    status, _, err = here("-m", "sweep=out", "launcher=basic", "allow=[sabotage]")
     assert status == 0, err
     assert not (sweep / "1_maml-sinusoid_seed1" / "error.json").exists()
     found = results(sweep)

@@ -51,7 +51,8 @@ class Disagreement(Exception):
 class Workload:
     """A meta-batch and the net that adapts to its tasks: Conv4 with `width` channels, or an MLP on one variable.
 
-    form: how the Conv4 downsamples; None: the MLP. shots, queries: points per class.
+    form: how the Conv4 downsamples; "valid": the net of torchbench's functorch_maml_omniglot; None: the MLP.
+    shots, queries: points per class.
     """
 
     name: str
@@ -76,6 +77,8 @@ class Workload:
         torch.manual_seed(0)
         if self.form is None:
             return MLP(self.shape, [self.width, self.width], 1)
+        if self.form == "valid":
+            return valid_convolutions(self.shape[0], self.width, self.ways)
         return Conv4(self.shape, self.ways, self.width, downsample=self.form)
 
     def batch(self) -> Episode:
@@ -95,6 +98,14 @@ class Workload:
         return self.criterion(apply(net, weights, samples.x), samples.y)
 
 
+def valid_convolutions(channels: int, width: int, ways: int) -> nn.Module:
+    """Return torchbench's net for 28x28 images: three blocks of a convolution without padding, norm, ReLU and pool."""
+    blocks: list[nn.Module] = []
+    for before in (channels, width, width):
+        blocks += [nn.Conv2d(before, width, 3), BatchNorm(width), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(width, ways))
+
+
 def _workloads() -> dict[str, Workload]:
     sinusoid = Workload("sinusoid_k1", 25, 1, 0.01, width=40, shape=(1,), ways=1, shots=10, queries=10)
     omniglot = Workload("omniglot_20w1s", 16, 5, 0.4, "stride", ways=20)
@@ -107,6 +118,8 @@ def _workloads() -> dict[str, Workload]:
 
 
 WORKLOADS = _workloads()
+TORCHBENCH = Workload("torchbench", 32, 5, 0.1, "valid", shots=5, queries=15)
+"""functorch_maml_omniglot of pytorch/benchmark, whose gradient is wrong there: functorch's batch norm under vmap."""
 
 
 def of_innerloop(workload: Workload, net: nn.Module, **settings: Any) -> Callable[[Episode], None]:

@@ -2,24 +2,35 @@
 
     pip install -e . && python scripts/gpu.py --out DIR
 
+The parts, in this order, the most valuable ones first:
+
 - agreement: whether each engine's meta-gradient on the GPU is that of a loop on the CPU, in float64, to 1e-10.
-- precision: a whole meta-batch's meta-gradient in float32, TensorFloat-32 and bfloat16: its distance to the one in
-  float64, relative to that one's norm, and the cosine between the two.
+- learners: short runs of train.py with every learner on the GPU and on the CPU, in float64: their test losses are equal
+  to 1e-6, relative.
 - speed: milliseconds per meta-step by engine and precision, as medians of rounds in which they take turns, the ratio to
   learn2learn's speed if learn2learn is available, and the peak of the memory that torch allocates.
+- precision: a whole meta-batch's meta-gradient in float32, TensorFloat-32 and bfloat16: its distance to the one in
+  float64, relative to that one's norm, and the cosine between the two.
 - memory: whether a meta-batch that exceeds the memory is run in parts, with the same meta-gradient.
-- runs: short runs of train.py in each precision, and on all GPUs if there are several.
+- runs: runs of train.py in each precision, and on all GPUs if there are several.
 
-The workloads are those of scripts/benchmark.py. DIR gets gpu.json and gpu.md. A check that fails is written down, the
-others continue, and the exit status is 1. `--device cpu --tiny` tests the script itself.
+The workloads are those of scripts/benchmark.py and torchbench's `functorch_maml_omniglot`. DIR gets gpu.json and gpu.md,
+written after every line. A check that fails is written down, the others continue, and the exit status is 1. What would
+begin after `--minutes` is left out, and said so. `--part NAME …` runs some parts and keeps the other lines of DIR, so a
+script that was stopped goes on where it was. `--device cpu --tiny` tests the script itself.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import itertools
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -31,6 +42,7 @@ import torch
 from benchmark_programs import (  # makes src/ importable, too
     ROOT,
     TOLERANCE,
+    TORCHBENCH,
     WORKLOADS,
     Workload,
     above_zero,
@@ -47,15 +59,22 @@ from innerloop.devices.precision import set_tensor_float
 from innerloop.episodes import InputError
 from innerloop.learners import MAML
 
+ALL = {**WORKLOADS, TORCHBENCH.name: TORCHBENCH}
 PRECISIONS = ("32-true", "tf32", "bf16-mixed")
 CAPPED = "mini_imagenet"
 """The workload that is run with too little memory."""
 ALL_AT_ONCE: dict[str, Any] = {"engine": "vmap"}
+LONGEST = 60
+"""Seconds after which a meta-step that is being compiled is given up."""
 Line = dict[str, Any]
 
 
+class Late(Exception):
+    """What was measured took too long."""
+
+
 def engines(workload: Workload) -> dict[str, dict[str, Any]]:
-    """Return name -> settings of the learner. Compilation is for dense nets."""
+    """Return name -> settings of the learner."""
     quarter = max(workload.tasks // 4, 1)
     found: dict[str, dict[str, Any]] = {"loop": {"engine": "loop"}, "vmap": ALL_AT_ONCE}
     found[f"vmap, chunk {quarter}"] = ALL_AT_ONCE | {"chunk": quarter}
@@ -73,8 +92,24 @@ def in_precision(name: str, device: torch.device) -> Iterator[None]:
         set_tensor_float(False)
 
 
+@contextlib.contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Raise Late inside after this many seconds."""
+
+    def stop(*_: Any) -> None:
+        raise Late(f"took more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def agreement(workload: Workload, device: torch.device) -> Iterator[Line]:
-    few = replace(workload, tasks=min(workload.tasks, 3))
+    few = replace(workload.tiny(), tasks=3)
     expected = meta_gradient(few, "innerloop", {"engine": "loop"})
     for engine, settings in engines(few).items():
         difference = (meta_gradient(few, "innerloop", settings, device) - expected).abs().max().item()
@@ -100,8 +135,14 @@ def speed(workload: Workload, device: torch.device, rounds: int, at_least: float
             variants.append((engine, "innerloop", settings, mode))
     contenders = []
     for name, program, settings, mode in variants:
-        step = in_mode(meta_step(workload, program, settings, device), mode, device)
-        line: Line = {"engine": name, "precision": mode, "first_s": measured(step, 1)[0] / 1e3}
+        line: Line = {"engine": name, "precision": mode}
+        try:
+            with at_most(LONGEST):
+                step = in_mode(meta_step(workload, program, settings, device), mode, device)
+                line["first_s"] = float(measured(step, 1)[0] / 1e3)
+        except Late as error:
+            yield line | {"error": str(error)}
+            continue
         line["peak_mb"] = peak_memory(step, device)
         repeats = max(1, round(at_least / measured(step, 1)[0]))
         contenders.append((line, step, repeats, list[float]()))
@@ -161,25 +202,60 @@ def memory(workload: Workload, device: torch.device) -> Iterator[Line]:
     yield sizes | {"holds": at_once < workload.tasks and distance < 1e-3}
 
 
+def trained(folder: Path, *overrides: str) -> Line:
+    """Return results.json of a run of train.py in a process of its own, or {"holds": False} with the error."""
+    command = [sys.executable, str(ROOT / "train.py"), "logger=csv", f"hydra.run.dir={folder}", *overrides]
+    shutil.rmtree(folder, ignore_errors=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        return {"holds": False, "error": " | ".join(done.stderr.strip().splitlines()[-3:])}
+    return json.loads((folder / "results.json").read_text())
+
+
+def learners(device: torch.device, out: Path, tiny: bool) -> Iterator[Line]:
+    """Train every learner for a few steps here and on the CPU. A first run draws the glyphs, once for all."""
+    there = "gpu" if device.type == "cuda" else "cpu"
+    few = ("trainer.precision=64-true", "trainer.max_steps=3", "trainer.val_episodes=4", "test.episodes=8")
+    algos = ["maml"] if tiny else sorted(path.stem for path in (ROOT / "conf" / "algo").glob("*.yaml"))
+    jobs = [("glyphs", algo) for algo in algos]
+    jobs += [("sinusoid", algo) for algo in ("maml", "hypernet", "hybrid") if algo in algos]
+
+    def run(job: tuple[str, str], place: str) -> Line:
+        data, algo = job
+        return trained(out / "learners" / f"{algo}-{data}-{place}", f"algo={algo}", f"data={data}", f"trainer={place}", *few)
+
+    first = run(jobs[0], "cpu")
+    with concurrent.futures.ThreadPoolExecutor(max((os.cpu_count() or 1) * 3 // 4, 1)) as pool:
+        on_cpu = [pool.submit(lambda: first), *(pool.submit(run, job, "cpu") for job in jobs[1:])]
+        here = [pool.submit(run, job, there) for job in jobs]
+    for (data, algo), *pair in zip(jobs, on_cpu, here, strict=True):
+        line: Line = {"algo": algo, "data": data}
+        found = [future.result() for future in pair]
+        if failed := next((result for result in found if "error" in result), None):
+            yield line | failed
+            continue
+        measure = "loss" if "loss" in found[0]["test"] else found[0]["metric"]
+        cpu, gpu = (result["test"][measure]["mean"] for result in found)
+        yield line | {measure: gpu, "difference": gpu - cpu, "holds": abs(gpu - cpu) <= 1e-6 * abs(cpu)}
+
+
 def runs(device: torch.device, out: Path, tiny: bool) -> Iterator[Line]:
     """Run train.py, each time in a process of its own. The run directories stay in `out`."""
     there = "gpu" if device.type == "cuda" else "cpu"
     places = {there: list(PRECISIONS) if there == "gpu" else ["32-true", "bf16-mixed"]}
     if there == "gpu" and torch.cuda.device_count() > 1:
         places["ddp"] = ["32-true"]
-    steps = {"sinusoid": 5} if tiny else {"sinusoid": 2000, "glyphs": 300}
+    steps = {"sinusoid": 5} if tiny else {"glyphs": 300, "sinusoid": 1000}
     for (data, n), algo in itertools.product(steps.items(), ["maml"] if tiny else ["maml", "hypernet", "hybrid"]):
         for trainer, mode in [(trainer, mode) for trainer, modes in places.items() for mode in modes]:
-            folder = out / "runs" / "-".join((algo, data, trainer, mode))
-            command = [sys.executable, str(ROOT / "train.py"), f"algo={algo}", f"data={data}", f"trainer={trainer}"]
-            command += [f"trainer.precision={mode}", f"trainer.max_steps={n}", f"test.episodes={20 if tiny else 600}"]
-            command += ["logger=csv", f"hydra.run.dir={folder}", *(["trainer.val_episodes=4"] if tiny else [])]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            overrides = [f"algo={algo}", f"data={data}", f"trainer={trainer}", f"trainer.precision={mode}"]
+            overrides += [f"trainer.max_steps={n}", f"test.episodes={20 if tiny else 600}"]
+            overrides += ["trainer.val_episodes=4"] if tiny else []
+            results = trained(out / "runs" / "-".join((algo, data, trainer, mode)), *overrides)
             line: Line = {"algo": algo, "data": data, "trainer": trainer, "precision": mode}
-            if done.returncode:
-                yield line | {"holds": False, "error": " | ".join(done.stderr.strip().splitlines()[-3:])}
+            if "error" in results:
+                yield line | results
                 continue
-            results = json.loads((folder / "results.json").read_text())
             reached = results["test"][results["metric"]]
             yield line | {
                 results["metric"]: reached["mean"],
@@ -203,38 +279,65 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def everything(options: argparse.Namespace, device: torch.device, peer: bool) -> bool:
-    """Run all checks and write their results. Return True if every check passed."""
-    found: dict[str, list[Line]] = {}
+PARTS = ("agreement", "learners", "speed", "precision", "memory", "runs")
 
-    def kept(check: str, lines: Iterator[Line], **head: Any) -> None:
+
+def everything(options: argparse.Namespace, device: torch.device, peer: bool) -> bool:
+    """Run the parts and write their results. Return True if every check passed and nothing was left out."""
+    kept = options.out / "gpu.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
+    found = {"machine": where(device)} | {part: found[part] for part in found if part in set(PARTS) - {*options.part}}
+    end = time.monotonic() + 60 * options.minutes
+
+    def add(part: str, line: Line) -> None:
+        found.setdefault(part, []).append(line)
+        print(part, line, file=sys.stderr)
+        kept.write_text(json.dumps(found, indent=1) + "\n")
+        tables = {part: found[part] for part in PARTS if part in found}
+        (options.out / "gpu.md").write_text(f"{found['machine']}\n\n{markdown(tables)}")
+
+    def run(part: str, lines: Iterator[Line], **head: Any) -> None:
+        begin = time.monotonic()
+        if begin > end:
+            add(part, head | {"holds": False, "error": "left out: no time"})
+            return
         try:
             for line in lines:
-                found.setdefault(check, []).append(head | line)
-                print(check, found[check][-1], file=sys.stderr)
+                add(part, head | line)
+                if time.monotonic() > end:
+                    raise Late(f"stopped after {options.minutes} minutes")
         except Exception as error:  # of any type, so that the other checks still run on a machine never seen before
             traceback.print_exc()
-            message = f"{type(error).__name__}: {error}".splitlines()[0]
-            found.setdefault(check, []).append(head | {"holds": False, "error": message})
-        (options.out / "gpu.json").write_text(json.dumps({"machine": where} | found, indent=1) + "\n")
-        (options.out / "gpu.md").write_text(f"{where}\n\n{markdown(found)}")
+            add(part, head | {"holds": False, "error": f"{type(error).__name__}: {error}".splitlines()[0]})
+        print(f"{part} {head} took {time.monotonic() - begin:.0f} s", file=sys.stderr)
 
-    where = machine() + (f"; {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "")
-    for name in options.workload:
-        whole = WORKLOADS[name].tiny() if options.tiny else WORKLOADS[name]
-        kept("agreement", agreement(WORKLOADS[name].tiny(), device), workload=name)
-        kept("precision", precision(whole, device), workload=name)
-        kept("speed", speed(whole, device, options.rounds, 10 if options.tiny else 300, peer), workload=name)
-        kept("memory", memory(whole, device), workload=name)
-    kept("runs", runs(device, options.out, options.tiny))
-    return all(line.get("holds", True) for lines in found.values() for line in lines)
+    of_workload: dict[str, Callable[[Workload], Iterator[Line]]] = {
+        "agreement": lambda workload: agreement(workload, device),
+        "speed": lambda workload: speed(workload, device, options.rounds, 10 if options.tiny else 200, peer),
+        "precision": lambda workload: precision(workload, device),
+        "memory": lambda workload: memory(workload, device),
+    }
+    for part in (part for part in PARTS if part in options.part):
+        if part in of_workload:
+            for name in options.workload:
+                run(part, of_workload[part](ALL[name].tiny() if options.tiny else ALL[name]), workload=name)
+        else:
+            run(part, (learners if part == "learners" else runs)(device, options.out, options.tiny))
+    return all(line.get("holds", True) for part in options.part for line in found.get(part, []))
+
+
+def where(device: torch.device) -> str:
+    """Return the machine, with the name of its GPU if that is the device."""
+    return machine() + (f"; {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 1 if a check fails, 2 if something is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--workload", nargs="+", default=list(WORKLOADS), choices=WORKLOADS, metavar="NAME")
+    parser.add_argument("--part", nargs="+", default=list(PARTS), choices=PARTS, metavar="NAME", help="default: all")
+    parser.add_argument("--workload", nargs="+", default=list(ALL), choices=ALL, metavar="NAME")
+    parser.add_argument("--minutes", type=float, default=8, metavar="N", help="what begins later is left out")
     parser.add_argument("--rounds", type=above_zero, default=5, metavar="N")
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"), help="default: cuda")
     parser.add_argument("--learn2learn", type=Path, metavar="FOLDER", help="its unpacked source distribution")

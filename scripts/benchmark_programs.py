@@ -31,10 +31,11 @@ from torch.utils._pytree import tree_map
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+from innerloop.adaptation.engine import EAGER_CALLS  # noqa: E402
 from innerloop.datasets.images import cache_folder  # noqa: E402
 from innerloop.episodes import Episode, InputError, Samples, Weights, apply, tasks_of  # noqa: E402
 from innerloop.learners import MAML  # noqa: E402
-from innerloop.nets import MLP, Conv4  # noqa: E402
+from innerloop.nets import MLP, Conv2d, Conv4  # noqa: E402
 from innerloop.nets.norm import BatchNorm  # noqa: E402
 
 LEARN2LEARN = "learn2learn-0.2.0"
@@ -102,7 +103,7 @@ def valid_convolutions(channels: int, width: int, ways: int) -> nn.Module:
     """Return torchbench's net for 28x28 images: three blocks of a convolution without padding, norm, ReLU and pool."""
     blocks: list[nn.Module] = []
     for before in (channels, width, width):
-        blocks += [nn.Conv2d(before, width, 3), BatchNorm(width), nn.ReLU(), nn.MaxPool2d(2)]
+        blocks += [Conv2d(before, width, 3), BatchNorm(width), nn.ReLU(), nn.MaxPool2d(2)]
     return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(width, ways))
 
 
@@ -222,6 +223,8 @@ def of(program: str, workload: Workload, net: nn.Module, settings: dict[str, Any
 
 
 CPU = torch.device("cpu")
+CALLS = EAGER_CALLS + 2
+"""Number of meta-steps after which a CUDA graph is recorded and has been used."""
 
 
 def placed(workload: Workload, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Episode]:
@@ -242,7 +245,9 @@ def meta_gradient(
 ) -> Tensor:
     """Return all entries of a meta-gradient, (n,) float64 on the CPU, computed on this device in this dtype."""
     net, batch = placed(workload, device, dtype)
-    of(program, workload, net, settings)(batch)
+    backward = of(program, workload, net, settings)
+    for _ in range(CALLS if settings.get("engine") == "graph" else 1):
+        backward(batch)
     return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).double().cpu()
 
 

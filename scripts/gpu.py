@@ -7,28 +7,30 @@ The parts, in this order, the most valuable ones first:
 - agreement: whether each engine's meta-gradient on the GPU is that of a loop on the CPU, in float64, to 1e-10.
 - learners: short runs of train.py with every learner on the GPU and on the CPU, in float64: their test losses are equal
   to 1e-6, relative.
-- speed: milliseconds per meta-step by engine and precision, as medians of rounds in which they take turns, the ratio to
-  learn2learn's speed if learn2learn is available, and the peak of the memory that torch allocates.
+- speed: milliseconds per meta-step by engine and precision, as medians of rounds in which they take turns, seconds of
+  the first steps, the ratio to learn2learn's speed if learn2learn is available, and the peak of the memory that torch
+  allocates.
 - precision: a whole meta-batch's meta-gradient in float32, TensorFloat-32 and bfloat16: its distance to the one in
   float64, relative to that one's norm, and the cosine between the two.
 - memory: whether a meta-batch that exceeds the memory is run in parts, with the same meta-gradient.
 - runs: runs of train.py in each precision, and on all GPUs if there are several.
 
-The workloads are those of scripts/benchmark.py and torchbench's `functorch_maml_omniglot`. DIR gets gpu.json and gpu.md,
-written after every line. A check that fails is written down, the others continue, and the exit status is 1. What would
-begin after `--minutes` is left out, and said so. `--part NAME …` runs some parts and keeps the other lines of DIR, so a
-script that was stopped goes on where it was. `--device cpu --tiny` tests the script itself.
+The workloads are those of scripts/benchmark.py and torchbench's `functorch_maml_omniglot`. DIR gets gpu.json and
+gpu.md, written after every line. A check that fails is written down, the others continue, and the exit status is 1.
+What would begin after `--minutes` is left out, and said so. `--part NAME …` runs some parts and keeps the other lines
+of DIR, so a script that was stopped goes on where it was. `--device cpu --tiny` tests the script itself.
 """
 
 import argparse
 import concurrent.futures
 import contextlib
+import io
 import itertools
 import json
-import os
+import multiprocessing
+import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -40,6 +42,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmark_programs import (  # makes src/ importable, too
+    CALLS,
     ROOT,
     TOLERANCE,
     TORCHBENCH,
@@ -73,12 +76,16 @@ class Late(Exception):
     """What was measured took too long."""
 
 
-def engines(workload: Workload) -> dict[str, dict[str, Any]]:
+def engines(workload: Workload, device: torch.device) -> dict[str, dict[str, Any]]:
     """Return name -> settings of the learner."""
     quarter = max(workload.tasks // 4, 1)
     found: dict[str, dict[str, Any]] = {"loop": {"engine": "loop"}, "vmap": ALL_AT_ONCE}
     found[f"vmap, chunk {quarter}"] = ALL_AT_ONCE | {"chunk": quarter}
-    return found if workload.form else found | {"compiled": ALL_AT_ONCE | {"compile": True}}
+    compiled = {} if workload.form else {"compiled": {"compile": True}}
+    if device.type != "cuda":
+        return found | {name: ALL_AT_ONCE | settings for name, settings in compiled.items()}
+    graphs = {f"{name} graph".strip(): {"engine": "graph"} | s for name, s in ({"": {}} | compiled).items()}
+    return found | {name: ALL_AT_ONCE | settings for name, settings in compiled.items()} | graphs
 
 
 @contextlib.contextmanager
@@ -111,7 +118,7 @@ def at_most(seconds: int) -> Iterator[None]:
 def agreement(workload: Workload, device: torch.device) -> Iterator[Line]:
     few = replace(workload.tiny(), tasks=3)
     expected = meta_gradient(few, "innerloop", {"engine": "loop"})
-    for engine, settings in engines(few).items():
+    for engine, settings in engines(few, device).items():
         difference = (meta_gradient(few, "innerloop", settings, device) - expected).abs().max().item()
         yield {"engine": engine, "largest_difference": difference, "holds": difference <= TOLERANCE}
 
@@ -130,8 +137,8 @@ def speed(workload: Workload, device: torch.device, rounds: int, at_least: float
     variants: list[tuple[str, str, dict[str, Any], str]] = []
     if peer:
         variants.append(("learn2learn", "learn2learn", {}, "32-true"))
-    for (engine, settings), mode in itertools.product(engines(workload).items(), PRECISIONS):
-        if mode == "32-true" or engine == "vmap":
+    for (engine, settings), mode in itertools.product(engines(workload, device).items(), PRECISIONS):
+        if mode == "32-true" or engine in ("vmap", "graph"):
             variants.append((engine, "innerloop", settings, mode))
     contenders = []
     for name, program, settings, mode in variants:
@@ -139,7 +146,7 @@ def speed(workload: Workload, device: torch.device, rounds: int, at_least: float
         try:
             with at_most(LONGEST):
                 step = in_mode(meta_step(workload, program, settings, device), mode, device)
-                line["first_s"] = float(measured(step, 1)[0] / 1e3)
+                line["first_s"] = float(CALLS * measured(step, CALLS)[0] / 1e3)
         except Late as error:
             yield line | {"error": str(error)}
             continue
@@ -203,40 +210,52 @@ def memory(workload: Workload, device: torch.device) -> Iterator[Line]:
 
 
 def trained(folder: Path, *overrides: str) -> Line:
-    """Return results.json of a run of train.py in a process of its own, or {"holds": False} with the error."""
-    command = [sys.executable, str(ROOT / "train.py"), "logger=csv", f"hydra.run.dir={folder}", *overrides]
+    """Run train.py in this process. Return its results.json, or {"holds": False} with the error."""
     shutil.rmtree(folder, ignore_errors=True)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        return {"holds": False, "error": " | ".join(done.stderr.strip().splitlines()[-3:])}
+    said, argv = io.StringIO(), sys.argv
+    sys.argv = ["train.py", "logger=csv", f"hydra.run.dir={folder}", *overrides]
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            return {"holds": False, "error": " | ".join(said.getvalue().strip().splitlines()[-3:])}
+    finally:
+        sys.argv = argv
     return json.loads((folder / "results.json").read_text())
 
 
 def learners(device: torch.device, out: Path, tiny: bool) -> Iterator[Line]:
-    """Train every learner for a few steps here and on the CPU. A first run draws the glyphs, once for all."""
+    """Train every learner for a few steps here and on the CPU, in processes that take one run after the other."""
     there = "gpu" if device.type == "cuda" else "cpu"
-    few = ("trainer.precision=64-true", "trainer.max_steps=3", "trainer.val_episodes=4", "test.episodes=8")
+    few = [
+        "trainer.precision=64-true",
+        "trainer.max_steps=6",
+        "trainer.log_every=5",
+        "trainer.val_episodes=4",
+        "test.episodes=8",
+    ]
     algos = ["maml"] if tiny else sorted(path.stem for path in (ROOT / "conf" / "algo").glob("*.yaml"))
     jobs = [("glyphs", algo) for algo in algos]
     jobs += [("sinusoid", algo) for algo in ("maml", "hypernet", "hybrid") if algo in algos]
+    spawn = multiprocessing.get_context("spawn")  # a forked process could not use the GPU
+    with concurrent.futures.ProcessPoolExecutor(1 if tiny else 4, spawn) as pool:
 
-    def run(job: tuple[str, str], place: str) -> Line:
-        data, algo = job
-        return trained(out / "learners" / f"{algo}-{data}-{place}", f"algo={algo}", f"data={data}", f"trainer={place}", *few)
+        def start(data: str, algo: str, place: str) -> concurrent.futures.Future[Line]:
+            where = [f"algo={algo}", f"data={data}", f"trainer={place}", "trainer.threads=2"]
+            return pool.submit(trained, out / "learners" / f"{algo}-{data}-{place}", *where, *few)
 
-    first = run(jobs[0], "cpu")
-    with concurrent.futures.ThreadPoolExecutor(max((os.cpu_count() or 1) * 3 // 4, 1)) as pool:
-        on_cpu = [pool.submit(lambda: first), *(pool.submit(run, job, "cpu") for job in jobs[1:])]
-        here = [pool.submit(run, job, there) for job in jobs]
-    for (data, algo), *pair in zip(jobs, on_cpu, here, strict=True):
-        line: Line = {"algo": algo, "data": data}
-        found = [future.result() for future in pair]
-        if failed := next((result for result in found if "error" in result), None):
-            yield line | failed
-            continue
-        measure = "loss" if "loss" in found[0]["test"] else found[0]["metric"]
-        cpu, gpu = (result["test"][measure]["mean"] for result in found)
-        yield line | {measure: gpu, "difference": gpu - cpu, "holds": abs(gpu - cpu) <= 1e-6 * abs(cpu)}
+        start(*jobs[0], "cpu").result()  # draws the glyphs, once for all
+        pairs = [(start(data, algo, "cpu"), start(data, algo, there)) for data, algo in jobs]
+        for (data, algo), pair in zip(jobs, pairs, strict=True):
+            line: Line = {"algo": algo, "data": data}
+            found = [future.result() for future in pair]
+            if failed := next((result for result in found if "error" in result), None):
+                yield line | failed
+                continue
+            measure = "loss" if "loss" in found[0]["test"] else found[0]["metric"]
+            cpu, gpu = (result["test"][measure]["mean"] for result in found)
+            yield line | {measure: gpu, "difference": gpu - cpu, "holds": abs(gpu - cpu) <= 1e-6 * abs(cpu)}
 
 
 def runs(device: torch.device, out: Path, tiny: bool) -> Iterator[Line]:

@@ -58,25 +58,27 @@ def compiled(objective: Callable, parameters: Sequence[Tensor], batch: Episode) 
         raise InputError(
             f"compile=true needs a working torch.compile, on the CPU with a C++ compiler: {reason}"
         ) from error
-    check(found, (expected_value, expected_gradient), 5e-2 if reduced() else 1e-3)
+    check(found, (expected_value, expected_gradient), ("compile=true", "compile=false"), 5e-2 if reduced() else 1e-3)
     log.info("compiled the meta-step in %.0f s", time.perf_counter() - begin)
     return lambda parameters, batch: fast([p.detach() for p in parameters], tree_flatten(batch)[0])
 
 
-def check(found: tuple, expected: tuple, tolerance: float = 1e-3) -> None:
-    """Raise InputError if the compiled function returns another value or gradient than the objective.
+def check(found: tuple, expected: tuple, settings: tuple[str, str], tolerance: float = 1e-3) -> None:
+    """Raise InputError if a recorded function returns another value or gradient than the objective.
 
     This happens if the objective uses parameters in another way than as parameters of its module, because the recorded
-    gradient does not include such uses.
+    gradient does not include such uses, or if it depends on something else that changes.
 
+    settings: the setting that recorded the function, and the one that would not have.
     tolerance: relative. In reduced precision it must be larger, because fused operations round in other places.
     """
-    value, gradient, _ = found
-    expected_value, expected_gradient = expected
+    value, gradient, *_ = found
+    expected_value, expected_gradient, *_ = expected
+    this, other = settings
     size = torch.nn.utils.get_total_norm(expected_gradient)
     error = torch.nn.utils.get_total_norm([g - e for g, e in zip(gradient, expected_gradient, strict=True)])
     if not torch.allclose(value, expected_value, rtol=tolerance, atol=1e-5) or error > tolerance * size + 1e-6:
         raise InputError(
-            f"compile=true changes the loss or its gradient (which has norm {size:.2g} and is off by {error:.2g}): "
-            "use compile=false"
+            f"{this} changes the loss or its gradient (which has norm {size:.2g} and is off by {error:.2g}): "
+            f"use {other}"
         )

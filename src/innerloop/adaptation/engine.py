@@ -3,6 +3,7 @@
 import contextvars
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from innerloop.adaptation.compiled import Outputs, ValueAndGrad, compiled
+from innerloop.adaptation.captured import captured
+from innerloop.adaptation.compiled import Outputs, ValueAndGrad, check, compiled
 from innerloop.adaptation.recompute import autocast_settings
 from innerloop.episodes import Episode, InputError, MetaBatch, number_of_tasks, tasks_of
 from innerloop.nets.conv4 import convolutional
@@ -21,7 +23,15 @@ from innerloop.nets.fused import fused_layers
 
 log = logging.getLogger("innerloop")
 
-ENGINES = ("auto", "loop", "threads", "vmap")
+ENGINES = ("auto", "loop", "threads", "vmap", "graph")
+AT_ONCE = ("vmap", "graph")
+EAGER_CALLS = 2
+"""Number of meta-batches of the same shapes that run as they are before a CUDA graph is recorded for them."""
+GRAPHS = 4
+"""Limit on the number of CUDA graphs, each of which keeps the memory of a whole meta-step."""
+GRAPH = ("engine=graph", "engine=vmap")
+GRAPH_TOLERANCE = 0.1
+"""Relative. The same kernels ran, but their rounding may differ from run to run, and inner steps amplify it."""
 
 Objective = Callable[[Episode], tuple[Tensor, Outputs]]
 """(one task) -> its loss, and the outputs to report."""
@@ -48,17 +58,24 @@ class Engine:
     """
 
     def __init__(
-        self, kind: str, modules: Sequence[nn.Module], chunk: int | None = None, compile: bool = False
+        self,
+        kind: str,
+        modules: Sequence[nn.Module],
+        chunk: int | None = None,
+        compile: bool = False,
+        steady: bool = False,
     ) -> None:
         if kind not in ENGINES:
             raise InputError(f"unknown engine {kind!r}; choose one of {', '.join(ENGINES)}")
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk must be above zero, got {chunk}")
-        self.kind, self.modules, self.chunk, self.compile = kind, modules, chunk, compile
+        self.kind, self.modules, self.chunk, self.compile, self.steady = kind, modules, chunk, compile, steady
         self._checked: set[Hashable] = set()
         self._without_vmap = False
         self.fitted: dict[Callable, int] = {}
         self._compiled: dict[Hashable, ValueAndGrad] = {}
+        self._graphs: dict[Hashable, ValueAndGrad] = {}
+        self._calls: Counter[Hashable] = Counter()
 
     def resolve(self, device: torch.device, ragged: bool = False) -> str:
         """Return the kind that runs a meta-batch on this device: what "auto" stands for, or the kind itself.
@@ -66,18 +83,20 @@ class Engine:
         ragged: the meta-batch is a list of tasks. Raises InputError if the kind cannot run it.
         """
         on_cpu = device.type == "cpu"
-        if self.compile and (ragged or self._choose(on_cpu, ragged) != "vmap"):
+        if self.compile and (ragged or self._choose(on_cpu, ragged) not in AT_ONCE):
             raise InputError(
                 "compile=true needs engine=vmap and tasks of equal shape, and engine=auto does not choose vmap for "
                 "convolutions on the CPU: use compile=false"
             )
-        if ragged and self.kind == "vmap":
+        if ragged and self.kind in AT_ONCE:
             raise InputError(
-                "engine=vmap needs tasks of equal shape, and these differ in their number of samples: "
+                f"engine={self.kind} needs tasks of equal shape, and these differ in their number of samples: "
                 "use engine=auto or engine=loop"
             )
         if self.kind == "threads" and not on_cpu:
             raise InputError("engine=threads is for the CPU: on a GPU use engine=auto, vmap or loop")
+        if self.kind == "graph" and on_cpu:
+            raise InputError("engine=graph is for GPUs: on the CPU use engine=auto, loop, threads or vmap")
         return self._choose(on_cpu, ragged)
 
     def _choose(self, on_cpu: bool, ragged: bool) -> str:
@@ -85,7 +104,9 @@ class Engine:
             return self.kind
         if on_cpu and any(map(convolutional, self.modules)):
             return "threads"
-        return "loop" if ragged or self._without_vmap else "vmap"
+        if ragged or self._without_vmap:
+            return "loop"
+        return "graph" if self.steady and not on_cpu else "vmap"
 
     def value_and_grad(
         self, objective: Objective, parameters: Sequence[Tensor], batch: MetaBatch, eager: bool = False
@@ -95,7 +116,7 @@ class Engine:
         Each chunk's graph is freed before the next one is built. The gradient is zero for a parameter that the loss
         does not depend on.
 
-        eager: do not use a compiled function in this call.
+        eager: do not use a compiled function or a graph in this call.
         """
         count = number_of_tasks(batch)
 
@@ -113,14 +134,20 @@ class Engine:
         chunk_objective = self._for_chunks(objective, batch)
 
         def run_chunk(chunk: Episode) -> tuple[Tensor, Sequence[Tensor | None], Outputs]:
-            if self.compile and not eager:
-                value, sums, out = self._compiled_for(objective, parameters, chunk)(parameters, chunk)
-                return value / count, [g / count for g in sums], out
+            record = self._record(objective, chunk_objective, parameters, chunk, make=not eager)
+            if record is not None and not eager:
+                value, sums, out = record(parameters, chunk)
+                return value / count, torch._foreach_div(list(sums), count), out
             losses, out = chunk_objective(chunk)
             if not losses.requires_grad:
                 raise InputError("there is nothing to learn: the loss depends on no meta-parameter")
             parts = torch.autograd.grad(losses.sum() / count, parameters, allow_unused=True)
-            return losses.detach().sum() / count, parts, tree_map(torch.detach, out)
+            value = losses.detach().sum() / count
+            if record is not None:
+                found, sums, _ = record(parameters, chunk)
+                expected = [torch.zeros_like(p) if g is None else g for g, p in zip(parts, parameters, strict=True)]
+                check((found / count, [g / count for g in sums]), (value, expected), GRAPH, GRAPH_TOLERANCE)
+            return value, parts, tree_map(torch.detach, out)
 
         (total, gradient, outputs), *others = self._each_share(run_share, batch)
         for value, other, out in others:
@@ -171,9 +198,9 @@ class Engine:
 
     def _for_chunks(self, function: Callable, batch: MetaBatch) -> Callable[[Episode], Any]:
         """Return a function that runs this one on the tasks of a chunk, see `_run_chunks`, and stacks the results."""
-        if self._kind_for(batch) == "vmap":
+        if self._kind_for(batch) in AT_ONCE:
             self._check_vmap(function, batch)
-        if self._kind_for(batch) == "vmap":
+        if self._kind_for(batch) in AT_ONCE:
             return torch.vmap(function)
 
         def run_task(episode: Episode) -> Any:
@@ -191,7 +218,7 @@ class Engine:
         function: the function of one task that `run_chunk` calls. The chunk size that fits in a device's memory is
             remembered for it.
         """
-        if self._kind_for(batch) != "vmap":
+        if self._kind_for(batch) not in AT_ONCE:
             yield from map(run_chunk, tasks_of(batch))
             return
         start, count = 0, number_of_tasks(batch)
@@ -211,13 +238,49 @@ class Engine:
             self.fitted[function] = half = (size + 1) // 2
             log.warning("%d tasks at once exceed the memory of the GPU: from now on %d at once", size, half)
 
-    def _compiled_for(self, objective: Objective, parameters: Sequence[Tensor], chunk: Episode) -> ValueAndGrad:
+    def _record(
+        self, objective: Objective, run_chunk: Callable, parameters: Sequence[Tensor], chunk: Episode, make: bool
+    ) -> ValueAndGrad | None:
+        """Return a recorded function for chunks of this one's shapes: compiled, or a CUDA graph. None: there is none.
+
+        make: record one if there is none. If not, only a graph is returned, which is compared with an eager call.
+        """
+        graph = self._kind_for(chunk) == "graph"
+        if not graph and not (self.compile and make):
+            return None
         shapes = [(t.shape, t.dtype, t.device) for t in (*parameters, *tree_leaves(chunk))]
         autocast_enabled = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
         key = (objective, *map(id, parameters), *shapes, *autocast_enabled)
-        if key not in self._compiled:
+        if graph:  # it reads the parameters where they were in memory
+            key += tuple(p.data_ptr() for p in parameters)
+        if key in self._graphs or not make:
+            return self._graphs.get(key)
+        if self.compile and key not in self._compiled:
             self._compiled[key] = compiled(objective, parameters, chunk)
-        return self._compiled[key]
+        if graph:
+            self._calls[key] += 1
+            if self._calls[key] > EAGER_CALLS and len(self._graphs) < GRAPHS:
+                self._capture(key, self._compiled.get(key) or summed(run_chunk), parameters, chunk)
+        return self._graphs.get(key) or self._compiled.get(key)
+
+    def _capture(self, key: Hashable, function: ValueAndGrad, parameters: Sequence[Tensor], chunk: Episode) -> None:
+        """Record a CUDA graph. If that is impossible, "auto" does without graphs from then on.
+
+        Raises InputError if it is impossible and the kind is "graph".
+        """
+        try:
+            graph = captured(function, parameters, chunk)
+            check(graph(parameters, chunk), function(parameters, chunk), GRAPH, GRAPH_TOLERANCE)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, InputError) as error:
+            reason = str(error).strip().splitlines()[0]
+            if self.kind == "graph":
+                raise InputError(f"engine=graph cannot record this learner: use engine=vmap ({reason})") from error
+            log.info("no CUDA graph can be recorded for this learner, so each of its steps takes longer (%s)", reason)
+            self.steady = False
+        else:
+            self._graphs[key] = graph
 
     def _check_vmap(self, function: Callable, batch: MetaBatch) -> None:
         """Try a function under vmap once. If the net does not run there, "auto" uses a loop from then on.
@@ -241,6 +304,17 @@ class Engine:
             log.warning("this net cannot run under torch.vmap, so tasks run one after the other (%s)", reason)
             self._without_vmap = True
         self._checked.add(key)
+
+
+def summed(run_chunk: Callable) -> ValueAndGrad:
+    """Return the function that has the sum of the losses of a chunk, its gradient, and the outputs."""
+
+    def value_and_grad(parameters: Sequence[Tensor], chunk: Episode) -> tuple[Tensor, Sequence[Tensor], Outputs]:
+        losses, out = run_chunk(chunk)
+        gradient = torch.autograd.grad(losses.sum(), parameters, allow_unused=True, materialize_grads=True)
+        return losses.detach().sum(), gradient, tree_map(torch.detach, out)
+
+    return value_and_grad
 
 
 def thread_settings() -> Callable[[], AbstractContextManager[None]]:

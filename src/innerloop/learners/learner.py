@@ -52,6 +52,13 @@ class MetaLearner(LightningModule):
 
     pools: ClassVar[bool] = False
     """Whether the learner trains on pooled tasks and therefore takes `training_outputs`: see `Tasks.pooled`."""
+    steady: ClassVar[bool] = True
+    """Whether the objectives depend on nothing that changes but meta-parameters and episodes, as a CUDA graph needs.
+    False in a subclass that does not say otherwise in its own class body, because nobody has checked it."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.steady = vars(cls).get("steady", cls.__module__.partition(".")[0] == __name__.partition(".")[0])
 
     @flattened
     def __init__(
@@ -68,7 +75,7 @@ class MetaLearner(LightningModule):
         _check_norms(net, outer.transductive)
         self.net, self.adaptation, self.outer = net, adaptation, outer
         self.loss, self.metrics = loss, metrics or (lambda net, weights, samples: {"loss": loss(net, weights, samples)})
-        self.engine = Engine(outer.engine, [net, adaptation], outer.chunk, outer.compile)
+        self.engine = Engine(outer.engine, [net, adaptation], outer.chunk, outer.compile, steady=self.steady)
         self.support_statistics = not outer.transductive and any(isinstance(m, BatchNorm) for m in net.modules())
         self.curve = AdaptationCurve()
         self.last_curve: Mapping[str, list[dict[str, float]]] = {}

@@ -44,10 +44,13 @@ class MAMLPlusPlus(MAML):
         for name, value in {"multi_step_until": multi_step_until, "first_order_until": first_order_until}.items():
             if value < 0:
                 raise InputError(f"{name} must not be negative, got {value}")
-        if self.engine.compile and (multi_step_until or first_order_until):
-            raise InputError(
-                "compile=true needs an objective that stays the same: set multi_step_until=0 and first_order_until=0"
-            )
+        if multi_step_until or first_order_until:
+            if self.engine.compile or self.engine.kind == "graph":
+                raise InputError(
+                    f"{'compile=true' if self.engine.compile else 'engine=graph'} needs an objective that stays the "
+                    "same: set multi_step_until=0 and first_order_until=0"
+                )
+            self.engine.steady = False
         if running_statistics and self.support_statistics:
             raise InputError("running_statistics=true and transductive=false exclude each other: choose one")
         self.multi_step_until, self.first_order_until = multi_step_until, first_order_until

@@ -9,6 +9,7 @@ from innerloop.episodes import InputError
 from innerloop.nets import fused
 from innerloop.nets.dense import ACTIVATIONS, choose
 from innerloop.nets.norm import NORMS, norm_max_pool
+from innerloop.nets.per_task_conv import Conv2d
 
 
 def convolutional(module: nn.Module) -> bool:
@@ -26,7 +27,7 @@ class ConvNorm(nn.Module):
     def __init__(self, channels: int, width: int, norm: str, kernel: int = 3, stride: int = 1) -> None:
         super().__init__()
         # Batch norm subtracts the mean, so a bias before it would have no effect.
-        self.conv = nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=norm != "batch")
+        self.conv = Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=norm != "batch")
         self.norm = choose("norm", norm, NORMS)(width)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -220,6 +220,8 @@ def trained(folder: Path, *overrides: str) -> Line:
     except SystemExit as end:
         if end.code:
             return {"holds": False, "error": " | ".join(said.getvalue().strip().splitlines()[-3:])}
+    except Exception as error:  # of any type, see `everything`
+        return {"holds": False, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
     finally:
         sys.argv = argv
     return json.loads((folder / "results.json").read_text())
@@ -241,12 +243,12 @@ def learners(device: torch.device, out: Path, tiny: bool) -> Iterator[Line]:
     spawn = multiprocessing.get_context("spawn")  # a forked process could not use the GPU
     with concurrent.futures.ProcessPoolExecutor(1 if tiny else 4, spawn) as pool:
 
-        def start(data: str, algo: str, place: str) -> concurrent.futures.Future[Line]:
-            where = [f"algo={algo}", f"data={data}", f"trainer={place}", "trainer.threads=2"]
-            return pool.submit(trained, out / "learners" / f"{algo}-{data}-{place}", *where, *few)
+        def start(data: str, algo: str, number: int) -> concurrent.futures.Future[Line]:
+            where = [f"algo={algo}", f"data={data}", f"trainer={('cpu', there)[number]}", "trainer.threads=2"]
+            return pool.submit(trained, out / "learners" / f"{algo}-{data}-{number}", *where, *few)
 
-        start(*jobs[0], "cpu").result()  # draws the glyphs, once for all
-        pairs = [(start(data, algo, "cpu"), start(data, algo, there)) for data, algo in jobs]
+        start(*jobs[0], 0).result()  # draws the glyphs, once for all
+        pairs = [(start(data, algo, 0), start(data, algo, 1)) for data, algo in jobs]
         for (data, algo), pair in zip(jobs, pairs, strict=True):
             line: Line = {"algo": algo, "data": data}
             found = [future.result() for future in pair]

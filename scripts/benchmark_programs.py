@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_map
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from innerloop.adaptation.engine import EAGER_CALLS  # noqa: E402
+from innerloop.adaptation.records import EAGER_CALLS  # noqa: E402
 from innerloop.datasets.images import cache_folder  # noqa: E402
 from innerloop.episodes import Episode, InputError, Samples, Weights, apply, tasks_of  # noqa: E402
 from innerloop.learners import MAML  # noqa: E402

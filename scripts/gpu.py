@@ -368,6 +368,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.device.type == "cuda" and not torch.cuda.is_available():
             raise InputError("no GPU is visible to torch")
+        if options.device.type == "cuda" and options.device.index is None:
+            options.device = torch.device("cuda", torch.cuda.current_device())  # torch limits memory by index only
         if not options.without_learn2learn:
             expose_learn2learn(options.learn2learn or fetched_learn2learn())
         options.out.mkdir(parents=True, exist_ok=True)

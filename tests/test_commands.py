@@ -274,6 +274,14 @@ def test_double_precision_trains_and_draws(here: Here, tmp_path: Path) -> None:
     assert results(tmp_path / "again")["test"] == results(tmp_path / "run")["test"], "nothing is rounded on the way"
 
 
+def test_a_cpu_beside_a_gpu_is_a_choice(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = "lightning.pytorch.trainer.setup.CUDAAccelerator"  # where Lightning warns of an unused GPU
+    monkeypatch.setattr(there, type("Present", (), {"is_available": staticmethod(lambda: True)}))
+    status, said = here("train.py", *SHORT, "trainer.max_steps=2", "logger=csv", f"hydra.run.dir={tmp_path / 'run'}")
+    assert status == 0, said
+    assert "GPU" not in said
+
+
 def test_last_checkpoint_is_the_last_even_if_another_was_better(here: Here, tmp_path: Path) -> None:
     worse = ["algo.outer_lr=0.3", "algo.schedule=constant", "logger=csv", "hydra.run.dir=run"]
     assert here("train.py", *SHORT, *worse)[0] == 0

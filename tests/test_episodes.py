@@ -139,7 +139,9 @@ def test_ranks_together_draw_what_one_rank_draws(tasks: Any) -> None:
         made = EpisodeDataModule(tasks, meta_batch_size=6, val_episodes=7, test_episodes=13)
         progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(ready=2, completed=2)))
         loop = SimpleNamespace(epoch_loop=progress)
-        made.trainer = SimpleNamespace(global_rank=rank, world_size=world, fit_loop=loop)  # type: ignore[assignment]
+        made.trainer = SimpleNamespace(  # type: ignore[assignment]
+            global_rank=rank, world_size=world, fit_loop=loop, strategy=SimpleNamespace(root_device=torch.device("cpu"))
+        )
         return made
 
     alone = module(0, 1)

@@ -153,7 +153,7 @@ def test_files_and_functions_are_short(path: Path) -> None:
 
 def test_scripts_are_short_and_no_library() -> None:
     scripts = [path for path in (ROOT / "scripts").rglob("*") if path.suffix in (".py", ".yaml")]
-    assert sum(len(path.read_text().splitlines()) for path in scripts) <= 1500
+    assert sum(len(path.read_text().splitlines()) for path in scripts) <= 1600
     libraries = {path.stem for path in scripts if path.suffix == ".py"} - {"benchmark", "benchmark_programs"}
     for path in [*(ROOT / "tests").glob("*.py"), *(ROOT / "scripts").glob("*.py")]:
         names = {name.partition(".")[0] for name in imported(path.stem, path.read_text(encoding="utf-8"))}

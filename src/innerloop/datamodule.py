@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
-import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -43,12 +42,12 @@ class EpisodeStream(IterableDataset):
 class EpisodeLoader(DataLoader):
     """A loader that asks for the next meta-batch's number when a pass starts, so a resumed run continues its stream."""
 
-    def __init__(self, stream: EpisodeStream, position: Callable[[], int], num_workers: int) -> None:
+    def __init__(self, stream: EpisodeStream, position: Callable[[], int], num_workers: int, pin_memory: bool) -> None:
         super().__init__(
             stream,
             batch_size=None,
             num_workers=num_workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin_memory,
             # joblib and submitit start jobs in threads and subprocesses, where spawn would import everything again.
             multiprocessing_context="fork" if num_workers else None,
         )
@@ -155,7 +154,9 @@ class EpisodeDataModule(LightningDataModule):
     def _loader(
         self, split: Split, seed: int, ranges: Callable[[int], range], position: Callable[[], int]
     ) -> EpisodeLoader:
-        return EpisodeLoader(EpisodeStream(self.tasks, split, seed, ranges), position, self.num_workers)
+        # Pinning memory for a CPU would start CUDA for nothing.
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return EpisodeLoader(EpisodeStream(self.tasks, split, seed, ranges), position, self.num_workers, on_gpu)
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

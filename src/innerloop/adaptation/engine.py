@@ -3,7 +3,6 @@
 import contextvars
 import itertools
 import logging
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from innerloop.adaptation.captured import captured
-from innerloop.adaptation.compiled import Outputs, ValueAndGrad, check, compiled
+from innerloop.adaptation.compiled import Outputs
 from innerloop.adaptation.recompute import autocast_settings
+from innerloop.adaptation.records import Records, compare
 from innerloop.episodes import Episode, InputError, MetaBatch, number_of_tasks, tasks_of
 from innerloop.nets.conv4 import convolutional
 from innerloop.nets.fused import fused_layers
@@ -25,13 +24,7 @@ log = logging.getLogger("innerloop")
 
 ENGINES = ("auto", "loop", "threads", "vmap", "graph")
 AT_ONCE = ("vmap", "graph")
-EAGER_CALLS = 2
-"""Number of meta-batches of the same shapes that run as they are before a CUDA graph is recorded for them."""
-GRAPHS = 4
-"""Limit on the number of CUDA graphs, each of which keeps the memory of a whole meta-step."""
-GRAPH = ("engine=graph", "engine=vmap")
-GRAPH_TOLERANCE = 0.1
-"""Relative. The same kernels ran, but their rounding may differ from run to run, and inner steps amplify it."""
+"""The kinds that stack the tasks of a chunk."""
 
 Objective = Callable[[Episode], tuple[Tensor, Outputs]]
 """(one task) -> its loss, and the outputs to report."""
@@ -73,9 +66,7 @@ class Engine:
         self._checked: set[Hashable] = set()
         self._without_vmap = False
         self.fitted: dict[Callable, int] = {}
-        self._compiled: dict[Hashable, ValueAndGrad] = {}
-        self._graphs: dict[Hashable, ValueAndGrad] = {}
-        self._calls: Counter[Hashable] = Counter()
+        self.records = Records(compile, strict=kind == "graph")
 
     def resolve(self, device: torch.device, ragged: bool = False) -> str:
         """Return the kind that runs a meta-batch on this device: what "auto" stands for, or the kind itself.
@@ -106,7 +97,7 @@ class Engine:
             return "threads"
         if ragged or self._without_vmap:
             return "loop"
-        return "graph" if self.steady and not on_cpu else "vmap"
+        return "graph" if self.steady and not on_cpu and not self.records.impossible else "vmap"
 
     def value_and_grad(
         self, objective: Objective, parameters: Sequence[Tensor], batch: MetaBatch, eager: bool = False
@@ -131,10 +122,10 @@ class Engine:
                 outputs.append(out)
             return total, gradient, outputs
 
-        chunk_objective = self._for_chunks(objective, batch)
+        chunk_objective, kind = self._for_chunks(objective, batch), self._kind_for(batch)
 
         def run_chunk(chunk: Episode) -> tuple[Tensor, Sequence[Tensor | None], Outputs]:
-            record = self._record(objective, chunk_objective, parameters, chunk, make=not eager)
+            record = self.records.get(objective, chunk_objective, parameters, chunk, kind == "graph", eager)
             if record is not None and not eager:
                 value, sums, out = record(parameters, chunk)
                 return value / count, torch._foreach_div(list(sums), count), out
@@ -144,9 +135,7 @@ class Engine:
             parts = torch.autograd.grad(losses.sum() / count, parameters, allow_unused=True)
             value = losses.detach().sum() / count
             if record is not None:
-                found, sums, _ = record(parameters, chunk)
-                expected = [torch.zeros_like(p) if g is None else g for g, p in zip(parts, parameters, strict=True)]
-                check((found / count, [g / count for g in sums]), (value, expected), GRAPH, GRAPH_TOLERANCE)
+                compare(record, parameters, chunk, value, parts, count)
             return value, parts, tree_map(torch.detach, out)
 
         (total, gradient, outputs), *others = self._each_share(run_share, batch)
@@ -238,50 +227,6 @@ class Engine:
             self.fitted[function] = half = (size + 1) // 2
             log.warning("%d tasks at once exceed the memory of the GPU: from now on %d at once", size, half)
 
-    def _record(
-        self, objective: Objective, run_chunk: Callable, parameters: Sequence[Tensor], chunk: Episode, make: bool
-    ) -> ValueAndGrad | None:
-        """Return a recorded function for chunks of this one's shapes: compiled, or a CUDA graph. None: there is none.
-
-        make: record one if there is none. If not, only a graph is returned, which is compared with an eager call.
-        """
-        graph = self._kind_for(chunk) == "graph"
-        if not graph and not (self.compile and make):
-            return None
-        shapes = [(t.shape, t.dtype, t.device) for t in (*parameters, *tree_leaves(chunk))]
-        autocast_enabled = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
-        key = (objective, *map(id, parameters), *shapes, *autocast_enabled)
-        if graph:  # it reads the parameters where they were in memory
-            key += tuple(p.data_ptr() for p in parameters)
-        if key in self._graphs or not make:
-            return self._graphs.get(key)
-        if self.compile and key not in self._compiled:
-            self._compiled[key] = compiled(objective, parameters, chunk)
-        if graph:
-            self._calls[key] += 1
-            if self._calls[key] > EAGER_CALLS and len(self._graphs) < GRAPHS:
-                self._capture(key, self._compiled.get(key) or summed(run_chunk), parameters, chunk)
-        return self._graphs.get(key) or self._compiled.get(key)
-
-    def _capture(self, key: Hashable, function: ValueAndGrad, parameters: Sequence[Tensor], chunk: Episode) -> None:
-        """Record a CUDA graph. If that is impossible, "auto" does without graphs from then on.
-
-        Raises InputError if it is impossible and the kind is "graph".
-        """
-        try:
-            graph = captured(function, parameters, chunk)
-            check(graph(parameters, chunk), function(parameters, chunk), GRAPH, GRAPH_TOLERANCE)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, InputError) as error:
-            reason = str(error).strip().splitlines()[0]
-            if self.kind == "graph":
-                raise InputError(f"engine=graph cannot record this learner: use engine=vmap ({reason})") from error
-            log.info("no CUDA graph can be recorded for this learner, so each of its steps takes longer (%s)", reason)
-            self.steady = False
-        else:
-            self._graphs[key] = graph
-
     def _check_vmap(self, function: Callable, batch: MetaBatch) -> None:
         """Try a function under vmap once. If the net does not run there, "auto" uses a loop from then on.
 
@@ -304,17 +249,6 @@ class Engine:
             log.warning("this net cannot run under torch.vmap, so tasks run one after the other (%s)", reason)
             self._without_vmap = True
         self._checked.add(key)
-
-
-def summed(run_chunk: Callable) -> ValueAndGrad:
-    """Return the function that has the sum of the losses of a chunk, its gradient, and the outputs."""
-
-    def value_and_grad(parameters: Sequence[Tensor], chunk: Episode) -> tuple[Tensor, Sequence[Tensor], Outputs]:
-        losses, out = run_chunk(chunk)
-        gradient = torch.autograd.grad(losses.sum(), parameters, allow_unused=True, materialize_grads=True)
-        return losses.detach().sum(), gradient, tree_map(torch.detach, out)
-
-    return value_and_grad
 
 
 def thread_settings() -> Callable[[], AbstractContextManager[None]]:

@@ -6,11 +6,11 @@ product per batch of tasks, as are all its derivatives, whatever their order.
 
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from innerloop.devices.precision import reduced
 from innerloop.nets import fused
 
 
@@ -36,7 +36,7 @@ class Conv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (x.is_cuda and fused.inside_transform() and self._is_plain() and not torch.is_autocast_enabled("cuda")):
+        if not (worthwhile(x) and self._is_plain()):
             return super().forward(x)
         y = per_task(x, self.weight, self.stride, self.padding)  # type: ignore[arg-type]
         return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
@@ -44,6 +44,14 @@ class Conv2d(nn.Conv2d):
     def _is_plain(self) -> bool:
         simple = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
         return simple and not isinstance(self.padding, str)
+
+
+def worthwhile(x: Tensor) -> bool:
+    """Return True on a GPU inside a transform of torch.func, in full precision.
+
+    In reduced precision torch's grouped kernels are the faster ones: see docs/speed.md.
+    """
+    return x.is_cuda and fused.inside_transform() and not reduced()
 
 
 def per_task(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:

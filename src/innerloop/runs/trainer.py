@@ -118,6 +118,8 @@ def check_extra(trainer: DictConfig) -> None:
 
 def ignore_warnings() -> None:
     """Silence warnings of Lightning's that do not concern how runs use it."""
+    # trainer=cpu is a choice, also where there is a GPU.
+    warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
     # Lightning itself calls an interface of torch that is deprecated.
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     # A run resumed at an epoch's end passes that end once more, where nothing was validated and nothing is saved.

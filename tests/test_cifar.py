@@ -270,6 +270,44 @@ def test_roots_that_are_not_cifar100(
         cifar_fs.load(str(root))
 
 
+def test_a_malicious_tar_leads_nowhere(
+    root: Path, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, made = root / "cifar-100-python.tar.gz", tmp_path / "made"
+    (tmp_path / "secret").write_bytes(files["meta"])
+
+    def entry(name: str, kind: bytes, target: str = "", data: bytes = b"") -> tuple[tarfile.TarInfo, bytes]:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname, info.size = kind, target, len(data)
+        return info, data
+
+    def refused(message: str, *entries: tuple[tarfile.TarInfo, bytes]) -> None:
+        with tarfile.open(file, "w") as archive:
+            for info, data in entries:
+                archive.addfile(info, io.BytesIO(data))
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(InputError, match=message):
+            cifar_fs.load(str(root))
+        assert sorted(tmp_path.rglob("*")) == before
+
+    good = [entry(name, tarfile.REGTYPE, data=data) for name, data in files.items() if name != "meta"]
+    # What only looks like the missing file is not followed.
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+        refused("it lacks meta", *good, entry("meta", kind, str(tmp_path / "secret")))
+    for kind in (tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE):
+        refused("it lacks meta", *good, entry("meta", kind))
+    evil = pickle.dumps({"fine_label_names": Evil(os.mkdir, str(made))})
+    refused(r"meta is not a valid pickle", *good, entry("../../meta", tarfile.REGTYPE, data=evil))
+    refused("one file too many", *[entry(f"{i}", tarfile.REGTYPE) for i in range(cifar100.MOST_MEMBERS + 1)])
+    monkeypatch.setattr(cifar100, "LARGEST_FILE", 10**6)
+    refused("is too large", entry("train", tarfile.REGTYPE, data=bytes(10**6 + 1)))
+    huge = entry("train", tarfile.REGTYPE)[0]
+    huge.size = 2**62  # announced in the header alone
+    file.write_bytes(huge.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(InputError, match="is too large"):
+        cifar_fs.load(str(root))
+
+
 def test_official_counts_are_insisted_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cifar100, "PARTS", {"train": 500, "test": 100})
     with pytest.raises(InputError, match="not CIFAR-100"):

@@ -2,9 +2,12 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -119,6 +122,36 @@ def test_runs_of_one_second_have_their_own_directories(tmp_path: Path) -> None:
         process.communicate(timeout=240)
         assert process.returncode == 0
     assert len(list(tmp_path.glob("runs/maml-sinusoid/*/results.json"))) == 2
+
+
+FIFTY = """
+import os, runpy, signal, sys
+import innerloop.runs.train, innerloop.sweeps.jobs
+arguments, fifty = sys.argv[1:], []
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+for _ in range(50):
+    if not (process := os.fork()):
+        sys.argv = ["train.py", *arguments]
+        signal.sigwait({signal.SIGUSR1})  # so that all start in one moment
+        runpy.run_path(os.environ["TRAIN"], run_name="__main__")
+        os._exit(0)
+    fifty.append(process)
+for process in fifty:
+    os.kill(process, signal.SIGUSR1)
+sys.exit(sum(os.waitpid(process, 0)[1] != 0 for process in fifty))
+"""
+
+
+@pytest.mark.slow
+def test_fifty_runs_of_one_second(tmp_path: Path) -> None:
+    few = ["trainer=cpu", "trainer.threads=1", "trainer.max_steps=2", "trainer.val_episodes=2", "test.episodes=2"]
+    command = [sys.executable, "-c", FIFTY, *few, "logger=csv"]
+    environment = os.environ | {"TRAIN": str(ROOT / "train.py"), "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("runs/maml-sinusoid/*/results.json")]
+    assert len(found) == len(list(tmp_path.glob("runs/maml-sinusoid/*"))) == 50
+    assert len({result["test"]["mse"]["mean"] for result in found}) == 1
 
 
 LONGER = (*SHORT, "trainer.max_steps=600", "trainer.val_every=100", "logger=csv")

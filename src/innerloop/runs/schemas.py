@@ -1,5 +1,6 @@
 """The schemas of the configurations of train.py and evaluate.py, and the resolvers that their files use."""
 
+import os
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -115,6 +116,15 @@ class EvaluateConfig:
 
 
 _token = secrets.token_hex(3)
+
+
+def _new_token() -> None:
+    global _token
+    _token = secrets.token_hex(3)
+
+
+if hasattr(os, "register_at_fork"):  # a forked process is another run
+    os.register_at_fork(after_in_child=_new_token)
 
 
 def register() -> None:

@@ -19,15 +19,17 @@ class Sabotaged(Sinusoid):
     Acts at the n-th training meta-batch, in the m-th training of this process (any, if there is no "run"), once.
     """
 
-    made = 0
+    trained = 0
 
     def __init__(self, plan: str, shots: int = 10, queries: int = 10) -> None:
         super().__init__(shots, queries)
-        self.plan, self.drawn, self.number = Path(plan), 0, Sabotaged.made
-        Sabotaged.made += 1
+        self.plan, self.drawn, self.number = Path(plan), 0, -1
 
     def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> Episode:
         self.drawn += split == "train"
+        if split == "train" and self.drawn == 1:
+            self.number = Sabotaged.trained
+            Sabotaged.trained += 1
         if split == "train" and self.plan.exists():
             plan: dict[str, Any] = json.loads(self.plan.read_text())
             if self.drawn == plan["draw"] and plan.get("run", self.number) == self.number:

@@ -73,7 +73,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capture
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [str(script), *arguments])
         monkeypatch.setattr(train, "save_figures", lambda *arguments: {})  # takes half of a run as short as these
-        Sabotaged.made = 0
+        Sabotaged.trained = 0
         capsys.readouterr()
         status = 0
         try:
@@ -279,6 +279,44 @@ def test_mistake_ends_before_any_work(
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
     assert left == {"full", "full/mine.txt"}
     assert hashes(whole) == before
+
+
+HOPELESS = [
+    (["algo.outer_lr=-1"], "outer_lr must be above zero, got -1.0"),
+    (["algo.outer_lr=-1,-2"], "outer_lr must be above zero, got -1.0"),
+    (["data=hyperplane", "net=conv4"], "conv4 needs images"),
+    (["logger=[csv]", "trainer.precision=16"], "trainer.precision=16: choose one of"),
+    (["hydra/sweeper=search", "algo.inner_lr=interval(0.01,0.1)", "algo.inner_steps=-1"], "must not be negative"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "said"), HOPELESS)
+def test_what_is_wrong_for_all_jobs_is_refused_before_a_directory_is_made(
+    overrides: list[str], said: str, here: Here, tmp_path: Path
+) -> None:
+    status, _, err = here("-m", "seed=0,1", *overrides)
+    assert status == 1
+    assert said in err.strip().splitlines()[-1]
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_where_jobs_run_elsewhere_nothing_is_tried_out(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = ("-m", "seed=0,1", "algo.outer_lr=-1", "launcher=submitit_slurm")
+    status, _, err = here(*wrong)
+    assert (status, err.strip().splitlines()[-1]) == (
+        1,
+        "train.py: launcher=submitit_slurm needs a SLURM cluster: there is no srun on this machine",
+    )
+    assert not list(tmp_path.rglob("*"))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bin" / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    status, _, err = here(*wrong)
+    assert status == 1
+    assert "outer_lr" not in err.strip().splitlines()[-1]
 
 
 def test_two_processes_never_run_one_sweep(whole: Path, here: Here) -> None:

@@ -70,9 +70,7 @@ def train(cfg: DictConfig, name: Label | None = None, callbacks: Sequence[Callba
         try:
             cfg = checked_config(cfg, run_dir, resuming)
             configured_callbacks(cfg)
-            check_extra(cfg.trainer)
-            parts = build(cfg)
-            try_a_gradient(parts)
+            parts = tried(cfg)
             if resuming:
                 check_weights(parts.learner, run_dir)
         except BaseException:
@@ -93,6 +91,24 @@ def train(cfg: DictConfig, name: Label | None = None, callbacks: Sequence[Callba
         task = {"config": to_plain(cfg), "run_dir": str(run_dir), "label": name}
         with all_ranks(cfg.trainer, task, "innerloop.runs.train:train_as_rank"):
             return fit_and_test(cfg, run_dir, parts, name, callbacks)
+
+
+def tried(cfg: DictConfig) -> Parts:
+    """Return the parts of a checked configuration, after a first gradient. Raises InputError for what is not possible.
+
+    Nothing is written.
+    """
+    check_extra(cfg.trainer)
+    parts = build(cfg)
+    try_a_gradient(parts)
+    return parts
+
+
+def try_out(cfg: DictConfig) -> None:
+    """Raise what a run of this configuration would end with before it trains, callbacks left out, which may act."""
+    check(cfg)
+    check_loggers(logger_settings(cfg))
+    tried(cfg)
 
 
 def is_begun_job(cfg: DictConfig, run_dir: Path) -> bool:

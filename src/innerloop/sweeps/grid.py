@@ -10,6 +10,9 @@ from innerloop.sweeps.jobs import ERROR, Job
 from innerloop.sweeps.record import FINISHED, RECORD, identity, read_record
 from innerloop.sweeps.sweep import Sweep, parse
 
+TRIED = 50
+"""Largest number of jobs of which all are tried out if each of them turns out to be impossible."""
+
 
 def grid(sweep: Sweep, params: Mapping[str, str] | None, arguments: Sequence[str]) -> None:
     """Run the product of all choices.
@@ -20,6 +23,8 @@ def grid(sweep: Sweep, params: Mapping[str, str] | None, arguments: Sequence[str
     recorded = read_record(sweep.directory) if exists else {}
     extending = exists and identity(recorded["overrides"]) != identity(sweep.typed)
     jobs = planned(sweep, params, arguments) if extending or not exists else []
+    if not exists and len(jobs) <= TRIED:
+        sweep.refuse_hopeless([job.overrides for job in jobs])
     with sweep.open({"kind": "grid", **columns(jobs)}) as found:
         if extending:
             found = extended(sweep, found, jobs)

@@ -34,7 +34,10 @@ def search(sweep: Sweep, settings: Settings, params: Mapping[str, str] | None, a
     fixed, drawn = space(parse(params, arguments, sweep.context))
     cfg = sweep.compose(fixed)
     refuse_ranks(cfg.trainer, list(drawn))
-    sweep.job(0, [*fixed, *(f"{key}={_any(d)}" for key, d in drawn.items())])  # composed as a check
+    lowest, highest = ([*fixed, *(f"{key}={_end(d, end)}" for key, d in drawn.items())] for end in (0, -1))
+    sweep.job(0, lowest)  # composed as a check
+    if not (sweep.directory / RECORD).exists():
+        sweep.refuse_hopeless([lowest, highest])
     # Imports torch, once per search: only the task family knows whether more of its metric is better.
     direction = None if (sweep.directory / RECORD).exists() else _direction(cfg)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -129,8 +132,10 @@ def _at_a_time(config: DictConfig) -> int:
     return config.hydra.sweeper.n_jobs or (launched if launched > 0 else os.cpu_count() or 1)
 
 
-def _any(distribution: Any) -> Any:
-    return distribution.choices[0] if hasattr(distribution, "choices") else distribution.low
+def _end(distribution: Any, end: int) -> Any:
+    """Return the first (0) or the last (-1) value of a distribution."""
+    choices = getattr(distribution, "choices", None) or (distribution.low, distribution.high)
+    return choices[end]
 
 
 class Trials:

@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from innerloop.devices.files import write_whole
 from innerloop.errors import FailedRuns, InputError
+from innerloop.runs.command import USER_ERRORS
 from innerloop.runs.keys import check_hydra, check_schema
 from innerloop.runs.locks import LOCK, holder, locked
 from innerloop.runs.record import RESULTS
@@ -34,6 +35,8 @@ from innerloop.runs.schemas import TrainConfig
 from innerloop.sweeps.jobs import ERROR, PRUNED, Job, write_error
 from innerloop.sweeps.record import CONF, FINISHED, RECORD, key_of, quoted, read_record, refuse_another
 
+HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
+"""The launchers that start jobs on this machine."""
 GRACE = 60.0
 """Seconds that Ctrl-C waits for running jobs to save their state. A second Ctrl-C does not wait."""
 
@@ -58,6 +61,9 @@ class Sweep:
     def __init__(self, context: HydraContext, task: TaskFunction, config: DictConfig, n_jobs: int | None) -> None:
         if n_jobs is not None and n_jobs < 1:
             raise InputError(f"hydra.sweeper.n_jobs must be above zero, got {n_jobs}")
+        self.launcher_name = str(config.hydra.launcher.get("_target_")).rpartition(".")[2]
+        if self.launcher_name == "SlurmLauncher" and shutil.which("srun") is None:
+            raise InputError("launcher=submitit_slurm needs a SLURM cluster: there is no srun on this machine")
         self.context, self.task, self.config, self.n_jobs = context, task, config, n_jobs
         self.directory = Path(config.hydra.sweep.dir).resolve()
         self.loader: ConfigLoader = context.config_loader
@@ -84,6 +90,26 @@ class Sweep:
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Return the configuration of a job, Hydra's part included."""
         return self.loader.load_sweep_config(self.config, [*overrides, *self._common, self._own_override])
+
+    def refuse_hopeless(self, several: Sequence[Sequence[str]]) -> None:
+        """Raise the error of the first of these jobs, given by their overrides, if all of them would end in an error.
+
+        Only where jobs run on this machine, because another one may have what they need, such as a GPU.
+        """
+        if self.launcher_name not in HERE:
+            return
+        from innerloop.runs.train import try_out  # imports torch
+
+        errors = []
+        for overrides in several:
+            cfg = self.compose(overrides)
+            try:
+                try_out(OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"]))
+            except USER_ERRORS as error:
+                errors.append(error)
+            else:
+                return
+        raise errors[0]
 
     @property
     def _own_override(self) -> str:

@@ -13,6 +13,7 @@ sys.path.insert(0, SRC)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SRC, os.environ.get("PYTHONPATH")]))
 
 from innerloop.devices.startup import fast_imports  # noqa: E402
+from innerloop.errors import InputError  # noqa: E402
 from innerloop.runs import command, config, schemas  # noqa: E402
 
 
@@ -27,7 +28,10 @@ def main(cfg: DictConfig) -> None:
 
 def application() -> None:
     schemas.register()
-    config.register_run(command.typed_value("run", sys.argv[1:]))
+    run = command.typed_value("run", sys.argv[1:])
+    if not run and not any(a.startswith("-") or "=" not in a for a in sys.argv[1:]):  # such as --help
+        raise InputError("which run? python evaluate.py run=RUN, its directory")
+    config.register_run(run)
     main()
 
 

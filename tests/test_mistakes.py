@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, Here, run
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from innerloop.episodes import InputError
 from innerloop.runs import schemas
+from innerloop.runs.command import explain
 
 MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
     (["algo=mamll"], ["algo/mamll", "hybrid", "hypernet", "maml"]),
@@ -203,3 +206,26 @@ def test_a_broken_file_is_named_with_its_line(content: bytes, said: str, here: H
     assert "Traceback" not in err
     assert said in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_circle_of_causes_ends() -> None:
+    first, second = HydraException("first"), OmegaConfBaseException("second")
+    first.__context__, second.__context__ = second, first
+    assert explain(first) == "first"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        ("evaluate.py", [], "which run? python evaluate.py run=RUN, its directory"),
+        ("evaluate.py", ["test.episodes=5"], "which run? python evaluate.py run=RUN, its directory"),
+        ("evaluate.py", ["run="], "which run? python evaluate.py run=RUN, its directory"),
+        ("evaluate.py", ["somewhere"], "somewhere: write KEY=VALUE, such as run=somewhere"),
+        ("train.py", ["maml"], "maml: write KEY=VALUE, such as algo=maml"),
+        ("train.py", ["algo=protonet"], "real targets: use classification data, such as data=glyphs"),
+    ],
+)
+def test_what_is_missing_is_named(script: str, arguments: list[str], said: str, here: Here) -> None:
+    status, err = here(script, *arguments)
+    assert status == 1
+    assert said in err.strip().splitlines()[-1]

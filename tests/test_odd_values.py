@@ -1,5 +1,6 @@
 """Any key of a configuration with any odd value either trains to finite numbers or is refused in one line."""
 
+import functools
 import json
 import math
 import shutil
@@ -14,11 +15,11 @@ import pytest
 from conftest import Here
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from innerloop.runs import schemas
+from innerloop.runs import schemas, train
 
 schemas.register()
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,13 +53,17 @@ def dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield key
 
 
+@functools.cache
+def keys_of(*choice: str) -> list[str]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return list(dotted(OmegaConf.to_container(compose("train", list(choice)))))  # type: ignore[arg-type]
+
+
 @st.composite
 def commands(draw: Any) -> list[str]:
     choice = [f"algo={draw(st.sampled_from(ALGOS))}", f"data={draw(st.sampled_from(DATA))}"]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        keys = list(dotted(OmegaConf.to_container(compose("train", choice))))  # type: ignore[arg-type]
-    key = draw(st.sampled_from(keys))
+    key = draw(st.sampled_from(keys_of(*choice)))
     possible = [v for v in VALUES if not (key in SLOW_ONES and len(v) > 10)]
     return [*choice, *SMALL, f"{key}={draw(st.sampled_from(possible))}"]
 
@@ -94,14 +99,27 @@ def check(command: list[str], here: Here, directory: Path) -> None:
         assert not run_dir.exists() or "diverged" in last, "a refused run leaves something behind"
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
-@given(command=commands())
-def test_odd_values(command: list[str], here: Here, tmp_path: Path) -> None:
-    check(command, here, tmp_path)
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "save_figures", lambda *arguments: {})  # takes half of a run as short as these
+
+
+PART = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_odd_values(part: int, here: Here, tmp_path: Path) -> None:
+    @seed(part)
+    @PART
+    @given(command=commands())
+    def each(command: list[str]) -> None:
+        check(command, here, tmp_path)
+
+    each()
 
 
 @pytest.mark.slow
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(command=commands())
 def test_many_odd_values(command: list[str], here: Here, tmp_path: Path) -> None:
     check(command, here, tmp_path)

@@ -164,7 +164,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="the folder of the figures")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    directories = {algo: next(options.sweep.glob(f"*_{algo}-sinusoid_seed0")) for algo in LEARNERS}
+    found = {algo: sorted(options.sweep.glob(f"*_{algo}-sinusoid_seed0")) for algo in LEARNERS}
+    if missing := [algo for algo, paths in found.items() if not paths]:
+        wanted = f"python train.py -m algo={','.join(LEARNERS)} seed=0,1,2"
+        parser.error(f"{options.sweep} has no run of {missing[0]} with seed 0: it must be the sweep {wanted}")
+    directories = {algo: paths[0] for algo, paths in found.items()}
     runs = {algo: innerloop.load(path) for algo, path in directories.items()}
     for name in THEMES:
         with theme(name) as colours:

@@ -42,4 +42,4 @@ def summarize(values: Tensor) -> dict[str, float]:
     """Return the mean, the half-width of its normal 95 % confidence interval, and the median of values (episodes,)."""
     n = len(values)
     spread = values.std(correction=1).item() if n > 1 else float("nan")
-    return {"mean": values.mean().item(), "ci95": 1.96 * spread / sqrt(n), "median": values.median().item()}
+    return {"mean": values.mean().item(), "ci95": 1.96 * spread / sqrt(n), "median": values.quantile(0.5).item()}

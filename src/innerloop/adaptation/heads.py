@@ -54,7 +54,10 @@ class PrototypeHead(Adaptation):
 
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
         if support.y.is_floating_point():
-            raise InputError("prototypes need class ids for labels, and these tasks have real targets")
+            raise InputError(
+                "prototypes need class ids for labels, and these tasks have real targets: use data with classes, such as "
+                "data=glyphs"
+            )
         f = features(net, weights, support.x)
         outputs = weights["head.bias"].shape[0]
         labels = F.one_hot(support.y, max(outputs, 2)).to(f.dtype)

@@ -47,7 +47,10 @@ class TaskRelation:
         parts = {"all": ("",), "head": ("head.",), "film": (".norm.",), "head+film": ("head.", ".norm.")}[writes]
         shapes = {name: w.shape for name, w in theta.items() if any(part in name for part in parts)}
         if not shapes:
-            raise InputError(f"writes={writes}: this net has no such weights, only {', '.join(theta)}")
+            raise InputError(
+                f"writes={writes}: this net has no such weights, only {', '.join(theta)}; nets for pictures have, such "
+                "as conv4 with data=glyphs"
+            )
         by_class = writes != "all"
         size = net.feature_size if by_class else net.input_size
         attention = self.encoder == "attention"

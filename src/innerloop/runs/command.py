@@ -1,5 +1,6 @@
 """What a command does about errors of its user: one short message, an exit status, and nothing left behind."""
 
+import difflib
 import io
 import os
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 from hydra._internal.defaults_list import Overrides
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -100,11 +101,20 @@ def _report(message: str) -> None:
 
 def explain(error: BaseException) -> str:
     """Return one short message for an error of the user's."""
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        key = "run" if Path(sys.argv[0]).stem == "evaluate" else "algo"
+        return f"{error.override}: write KEY=VALUE, such as {key}={error.override}"
     message = str(error).partition("\nConfig search path")[0].rstrip()
+    choice = re.search(r"Could not find '([\w/]+)/([^/']+)'\s+Available options in '[^']+':\s+(.*)", message, re.DOTALL)
+    if choice:
+        group, name, names = choice[1], choice[2], choice[3].split()
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {group}={close[0]}?" if close else ""
+        return f"{group}={name}: there is no conf/{group}/{name}.yaml.{hint} Possible here: {', '.join(names)}"
     file = re.match(r"In '[^']+': ", message)  # Hydra says this of a mistake in a file
     place = file[0] if file else ""
     causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
     for cause in causes:
         if isinstance(cause, InputError):  # perhaps raised by a resolver and wrapped by OmegaConf

@@ -122,8 +122,13 @@ def load_weights(learner: MetaLearner, path: Path) -> None:
     try:
         learner.load_state_dict(weights)
     except RuntimeError as error:
-        reason = " ".join(str(error).split()[:40])
-        raise InputError(f"{path} does not fit these data, net and algorithm: {reason} …") from error
+        size = re.search(
+            r"size mismatch for (\S+): .*?shape torch.Size\((.*?)\).*?torch.Size\((.*?)\)", str(error), re.DOTALL
+        )
+        reason = " ".join(str(error).split()[:40]) + " …"
+        if size:
+            reason = f"{size[1]} has the shape {size[2]} there and {size[3]} here: inputs or outputs are of other sizes"
+        raise InputError(f"{path} does not fit these data, net and algorithm: {reason}") from error
 
 
 def refuse_net(overrides: Sequence[str]) -> None:

@@ -82,6 +82,8 @@ def train(cfg: DictConfig, name: Label | None = None, callbacks: Sequence[Callba
             log_file.write_to(run_dir)
             make_absolute(cfg)
             if resumed:
+                if (run_dir / RESULTS).exists() and not HydraConfig.get().overrides.task[1:]:
+                    log.info("%s is finished, so it is only tested again", run_dir)
                 record_changes(cfg, run_dir, HydraConfig.get().overrides.task)
             elif not resuming:
                 write_record(cfg, run_dir)

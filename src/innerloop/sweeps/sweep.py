@@ -137,7 +137,11 @@ class Sweep:
             allow = "".join(f" {a}" for a in self._common if key_of(a) == "allow" and not a.endswith("=[]"))
             command = f"python train.py -m sweep={self.directory}{allow}"
             print(f"sweep in {self.directory}; continue it with: {command}", flush=True)
-            yield read_record(self.directory)
+            try:
+                yield read_record(self.directory)
+            except KeyboardInterrupt:
+                print(f"stopped; continue it with: {command}", flush=True)
+                raise
 
     def _create(self, record: Mapping[str, Any]) -> None:
         shutil.rmtree(self.directory / CONF, ignore_errors=True)

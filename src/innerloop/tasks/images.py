@@ -135,7 +135,11 @@ class FewShotImages(Classification):
         available = int(enough.sum()) * (4 if self.rotations and split == "train" else 1)
         if self.ways > available:
             without = f" without {len(rare)} rare classes ({names}; {because})" if rare else ""
-            raise InputError(f"ways={self.ways}, but the {split} split has {available} classes{without}")
+            raise InputError(
+                f"ways={self.ways}, but the {split} split has {available} classes{without}: lower ways"
+                + (", or queries and shots" if rare else "")
+                + ", or add classes"
+            )
         if rare:
             log.warning("%d of %d %s classes are left out, since %s: %s", len(rare), len(ids), split, because, names)
         return ids[enough]

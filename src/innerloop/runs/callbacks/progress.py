@@ -86,7 +86,7 @@ class Progress(ProgressBar):
             self._bar.update()
         elif self._shown and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            log.info("testing: %d meta-batches done", batch_idx + 1)
+            log.info("testing: meta-batch %d is done", batch_idx + 1)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()

@@ -70,12 +70,19 @@ def closing_table(results: Mapping[str, Any], metric: str, run_dir: Path) -> str
         f"  {'inner steps':<18}{metric:>10}{'± 95 %':>10}{'median':>10}",
     ]
     shown = [("before adaptation", test["unadapted"])]
-    shown += [(str(row["step"]), row) for row in test["by_step"]]
+    # Where nothing writes the weights that the steps start from, step 0 is no adaptation.
+    shown += [(str(row["step"]), row) for row in test["by_step"] if row["step"] or row[metric] != shown[0][1][metric]]
     for label, row in shown:
         entry = row[metric]
         mark = "  <- reported" if row.get("step") == test["step"] else ""
-        lines.append(f"  {label:<18}{entry['mean']:>10.4f}{entry['ci95']:>10.4f}{entry['median']:>10.4f}{mark}")
+        cells = "".join(f" {_number(entry[name]):>9}" for name in ("mean", "ci95", "median"))
+        lines.append(f"  {label:<18}{cells}{mark}")
     return "\n".join(["", *lines, f"run directory: {run_dir}"])
+
+
+def _number(value: float | None) -> str:
+    """Return a number with four decimals, a large one with four digits."""
+    return "nan" if value is None else f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"
 
 
 def _conditions(results: Mapping[str, Any]) -> str:

@@ -86,6 +86,8 @@ class WandbRun(WandbLogger, Tracker):
         automatic = mode == "auto"
         if automatic:
             mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+            if mode == "offline":
+                log.info("W&B: not logged in, so this run is recorded offline; upload it later with wandb sync")
         if mode == "online" and not answers(url, PATIENCE / 2):
             if not automatic:
                 raise InputError(f"no answer from {url}")

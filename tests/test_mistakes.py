@@ -222,7 +222,7 @@ def test_a_circle_of_causes_ends() -> None:
         ("evaluate.py", ["run="], "which run? python evaluate.py run=RUN, its directory"),
         ("evaluate.py", ["somewhere"], "somewhere: write KEY=VALUE, such as run=somewhere"),
         ("train.py", ["maml"], "maml: write KEY=VALUE, such as algo=maml"),
-        ("train.py", ["algo=protonet"], "real targets: use classification data, such as data=glyphs"),
+        ("train.py", ["algo=protonet"], "real targets: use data of classes, as data=glyphs"),
     ],
 )
 def test_what_is_missing_is_named(script: str, arguments: list[str], said: str, here: Here) -> None:

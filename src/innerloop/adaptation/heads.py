@@ -55,7 +55,7 @@ class PrototypeHead(Adaptation):
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
         if support.y.is_floating_point():
             raise InputError(
-                "prototypes need class ids for labels, and these tasks have real targets: use data with classes, such as "
+                "prototypes need class ids for labels, and these tasks have real targets: use data of classes, as "
                 "data=glyphs"
             )
         f = features(net, weights, support.x)

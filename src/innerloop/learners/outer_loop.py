@@ -18,6 +18,8 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 SCHEDULES = ("constant", "cosine")
+MOST = 10**6
+"""Limit on `accumulate`, far above what is sensible."""
 
 Group = Sequence[tuple[float, list[nn.Parameter]]]
 """(rate, meta-parameters) pairs that one optimizer updates."""
@@ -60,6 +62,8 @@ class OuterLoop:
                 raise InputError(f"{name} must be above zero, got {value}")
             if value == math.inf:
                 raise InputError(f"{name} must be finite, got inf")
+        if self.accumulate > MOST:
+            raise InputError(f"accumulate must be at most {MOST:,}, got {self.accumulate}")
         if not 0 <= self.weight_decay < math.inf:
             raise InputError(f"weight_decay must be finite and not negative, got {self.weight_decay}")
 

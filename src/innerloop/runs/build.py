@@ -42,12 +42,15 @@ def build(cfg: DictConfig) -> Parts:
     seed_everything(plain["seed"], verbose=False)
     allow = plain.get("allow", ())
     tasks = make_tasks(data, allow)
-    net = make(plain["net"], "net", nn.Module, allow, input_shape=tasks.input_shape, output_size=tasks.output_size)
+    sizes = {"input_shape": tasks.input_shape, "output_size": tasks.output_size}
+    with explained("this net cannot be built"):
+        net = make(plain["net"], "net", nn.Module, allow, **sizes)
     kwargs = {"net": net, "loss": tasks.loss, "metrics": tasks.metrics}
     drawn = tasks
     if getattr(target_of(plain["algo"], "algo", MetaLearner, allow), "pools", False):
         drawn, kwargs["training_outputs"] = tasks.pooled()
-    learner = make(plain["algo"], "algo", MetaLearner, allow, **kwargs)
+    with explained("this algorithm cannot be built on this net"):
+        learner = make(plain["algo"], "algo", MetaLearner, allow, **kwargs)
     module = EpisodeDataModule(
         drawn,
         seed=plain["seed"],
@@ -74,7 +77,7 @@ def try_out(learner: MetaLearner, data: EpisodeDataModule) -> None:
 
     Raises InputError if that fails, such as for prototypes of real targets or a size that only torch finds impossible.
     """
-    with explained():
+    with explained(ON_EPISODE):
         learner.engine.map(learner.evaluate_episode, data.meta_batch("validation", [0]))
 
 
@@ -85,24 +88,24 @@ def try_a_gradient(parts: Parts) -> None:
     """
     learner, batch = parts.learner, parts.data.meta_batch("validation", [0])
     parameters = [p for p in learner.parameters() if p.requires_grad]
-    with explained():
+    with explained(ON_EPISODE):
         for phase in learner.phases():
             learner.engine.value_and_grad(phase.objective, parameters, batch, eager=True)
 
 
+ON_EPISODE = "these data, net and algorithm fail on a first episode"
+
+
 @contextmanager
-def explained() -> Iterator[None]:
-    """Turn any error of an episode into an InputError that says so."""
+def explained(what: str) -> Iterator[None]:
+    """Turn any error into an InputError that says what failed."""
     try:
         yield
     except InputError:
         raise
     except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"these data, net and algorithm fail on a first episode: {type(error).__name__}: {reason} "
-            "(traceback=true shows where)"
-        ) from error
+        raise InputError(f"{what}: {type(error).__name__}: {reason} (traceback=true shows where)") from error
 
 
 def is_dense(learner: MetaLearner) -> bool:

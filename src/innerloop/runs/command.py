@@ -83,7 +83,7 @@ def reported_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (*USER_ERRORS, AssertionError, ValueError, TypeError, OSError, YAMLError) as error:
+    except (*USER_ERRORS, AssertionError, AttributeError, ValueError, TypeError, OSError, YAMLError) as error:
         message = explain(error) if isinstance(error, USER_ERRORS) else unexplained(error)
         if message is None or _is_job() or "traceback=true" in [a.lower() for a in sys.argv]:
             raise
@@ -105,12 +105,6 @@ def explain(error: BaseException) -> str:
         key = "run" if Path(sys.argv[0]).stem == "evaluate" else "algo"
         return f"{error.override}: write KEY=VALUE, such as {key}={error.override}"
     message = str(error).partition("\nConfig search path")[0].rstrip()
-    choice = re.search(r"Could not find '([\w/]+)/([^/']+)'\s+Available options in '[^']+':\s+(.*)", message, re.DOTALL)
-    if choice:
-        group, name, names = choice[1], choice[2], choice[3].split()
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {group}={close[0]}?" if close else ""
-        return f"{group}={name}: there is no conf/{group}/{name}.yaml.{hint} Possible here: {', '.join(names)}"
     file = re.match(r"In '[^']+': ", message)  # Hydra says this of a mistake in a file
     place = file[0] if file else ""
     causes = [error]
@@ -131,6 +125,12 @@ def explain(error: BaseException) -> str:
     launcher = re.search(r"hydra/launcher/(\w+)'", message)
     if launcher and launcher[1] in LAUNCHERS:
         return f'launcher={launcher[1]} needs a package: pip install -e ".[{LAUNCHERS[launcher[1]]}]"'
+    choice = re.search(r"Could not find '([\w/]+)/([^/']+)'\s+Available options in '[^']+':\s+(.*)", message, re.DOTALL)
+    if choice:
+        group, name, names = choice[1], choice[2], choice[3].split()
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {group}={close[0]}?" if close else ""
+        return f"{group}={name}: there is no conf/{group}/{name}.yaml.{hint} Possible here: {', '.join(names)}"
     return message
 
 
@@ -150,7 +150,7 @@ def unexplained(error: BaseException) -> str | None:
         files = [frame.f_locals["f"].name for frame in frames if hasattr(frame.f_locals.get("f"), "name")]
         return f"{files[-1]} is no YAML: it has characters that YAML does not allow" if files else None
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        applied = isinstance(error, TypeError) and frame.f_code.co_name == "_apply_overrides_to_config"
+        applied = isinstance(error, TypeError | AttributeError) and frame.f_code.co_name == "_apply_overrides_to_config"
         if applied and "override" in frame.f_locals:
             return f"{frame.f_locals['override'].input_line}: a value of this kind is not possible here"
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)

@@ -16,6 +16,7 @@ STOREYS = [
     {"devices"},
     {"episodes", "metrics"},
     {"nets", "datasets"},
+    {"backbones"},
     {"adaptation", "tasks"},
     {"learners", "datamodule"},
     {"runs"},
@@ -24,7 +25,7 @@ STOREYS = [
 STOREY = {room: number for number, rooms in enumerate(STOREYS) for room in rooms}
 
 # Rooms below that a room must not know all the same.
-STRANGERS = {"learners": {"tasks", "datasets"}, "adaptation": {"datasets"}}
+STRANGERS = {"learners": {"tasks", "datasets", "backbones"}, "adaptation": {"datasets", "backbones"}}
 HYDRA = {"hydra", "omegaconf"}
 KNOW_HYDRA = {"runs", "sweeps"}
 

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from innerloop.backbones import Backbone, features, named, standard
 from innerloop.datasets.images import LabelledImages
 from innerloop.episodes import SPLITS, Episode, InputError, MetaBatch, Samples, Split
 from innerloop.tasks.base import Classification, positive
 
 log = logging.getLogger("innerloop")
 
+STANDARDIZE = (False, True, "whiten")
 NAMED = 10
 """The largest number of left-out classes that a message names."""
 
@@ -31,6 +34,10 @@ class FewShotImages(Classification):
         `unbalanced`. These are Meta-Dataset's varied tasks (Triantafillou et al., 2020, section 3.2) without their
         dependence on class sizes. Queries stay balanced. Such an episode is a part of the full-size episode of the same
         index, so that settings can be compared in pairs. Meta-batches are then lists of episodes.
+    backbone: name of a frozen pretrained net: see `innerloop.backbones.named`. Then x is (n, dimensions), its vectors,
+        which are kept in the user's cache folder.
+    standardize: of these vectors. True centres them by the mean of the training classes and gives them unit length;
+        "whiten" also whitens them by the scatter within the training classes.
     min_images: classes with fewer images are left out of their split. Classes with too few images for an episode,
         shots + queries, are left out in any case. The log says how many and which.
 
@@ -49,6 +56,8 @@ class FewShotImages(Classification):
         min_shots: int | None = None,
         unbalanced: bool = False,
         min_images: int | None = None,
+        backbone: str | None = None,
+        standardize: bool | str = False,
     ) -> None:
         positive(shots=shots, queries=queries)
         if train_queries is None:
@@ -61,6 +70,12 @@ class FewShotImages(Classification):
                 raise InputError(f"min_{name} must be from {smallest} to {name}={largest}, got {fewest}")
         if unbalanced and min_shots is None:
             raise InputError("unbalanced=true draws each class's shots from min_shots to shots: give min_shots too")
+        if standardize not in STANDARDIZE:
+            raise InputError(f"standardize={standardize}: choose one of false, true, whiten")
+        if backbone is None and standardize:
+            raise InputError(f"standardize={standardize} is for the vectors of a backbone: set backbone, too")
+        if backbone is not None and rotations:
+            raise InputError("rotations=true makes classes of turned pictures, of which a backbone has no vectors")
         height, width = dataset.images.shape[-2:]
         if rotations and height != width:
             raise InputError(f"rotations=true needs square images, these are {height}x{width}")
@@ -70,7 +85,8 @@ class FewShotImages(Classification):
         self.ragged = self.varied_ways or self.min_shots < shots
         self.queries = {split: train_queries if split == "train" else queries for split in SPLITS}
         self.classes = {split: self._usable(split, min_images or 1) for split in SPLITS}
-        self.input_shape = tuple(dataset.images.shape[1:])
+        self.features = None if backbone is None else self._features(named(backbone), standardize).numpy()
+        self.input_shape = tuple((dataset.images if self.features is None else self.features).shape[1:])
         self.output_size = ways
         self._pooled = False
 
@@ -114,6 +130,8 @@ class FewShotImages(Classification):
         return [(data.first[ids[c]] + members[c, i], turns[c], labels[c]) for c, i in parts]
 
     def _samples(self, indices: np.ndarray, turns: np.ndarray, labels: np.ndarray) -> Samples:
+        if self.features is not None:
+            return Samples(torch.from_numpy(self.features.take(indices, axis=0)), torch.from_numpy(labels))
         # numpy and not torch, whose threads would wait for each other over these few bytes.
         images = self.dataset.images.numpy().take(indices, axis=0)
         for turn in (1, 2, 3):
@@ -121,6 +139,16 @@ class FewShotImages(Classification):
             if chosen.any():
                 images[chosen] = np.rot90(images[chosen], turn, (-2, -1))
         return Samples(torch.from_numpy(np.divide(images, 255, dtype=np.float32)), torch.from_numpy(labels))
+
+    def _features(self, backbone: Backbone, standardize: bool | str) -> Tensor:
+        """Return the vectors of all images, (N, dimensions)."""
+        data = self.dataset
+        x = features(backbone, data.images.numpy(), len(data.images))
+        if not standardize:
+            return x
+        labels = torch.from_numpy(np.repeat(np.arange(len(data.classes)), data.counts))
+        train = torch.isin(labels, torch.from_numpy(data.splits["train"]))
+        return standard(x[train], labels[train], whiten=standardize == "whiten")(x)
 
     def _usable(self, split: Split, min_images: int) -> np.ndarray:
         """Return the ids of a split's classes with enough images. Raises InputError if they are too few."""

@@ -67,7 +67,8 @@ def command(script, *arguments):
 # In a terminal the next cell would be
 #
 # ```bash
-# python train.py -m algo=maml,hypernet,hybrid seed=0,1 trainer.max_steps=800 sweep=sweep
+# python train.py -m algo=maml,hypernet,hybrid seed=0,1 trainer.max_steps=800 \
+#     trainer.val_every=200 test.episodes=500 trainer.accelerator=cpu sweep=sweep
 # ```
 #
 # `-m` asks for a sweep, and every value with commas is varied: three algorithms times two seeds are six runs.

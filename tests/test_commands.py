@@ -307,6 +307,29 @@ def test_double_precision_trains_and_draws(here: Here, tmp_path: Path) -> None:
     assert results(tmp_path / "again")["test"] == results(tmp_path / "run")["test"], "nothing is rounded on the way"
 
 
+def test_a_run_without_training(here: Here, tmp_path: Path) -> None:
+    def result(run_dir: str) -> dict[str, Any]:
+        found = json.loads((tmp_path / run_dir / "results.json").read_text())
+        return {name: value for name, value in found.items() if name in ("steps", "validation", "test")}
+
+    data = ("data=glyphs", "net=linear", "data.queries=3", f"data.cache={tmp_path / 'glyphs'}")
+    few = (*SHORT, *data, "logger=csv", "trainer.max_steps=0")
+    status, err = here("train.py", "algo=protonet", *few, "hydra.run.dir=means")  # it has nothing to learn
+    assert status == 0, err
+    assert result("means")["steps"] == 0
+    assert result("means")["test"]["accuracy"]["mean"] > 0.3
+    assert here("evaluate.py", "run=means", "hydra.run.dir=again")[0] == 0
+    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert again["test"] == result("means")["test"]
+    assert here("train.py", "resume=means")[0] == 0
+    maml = ("algo=maml", *few, "trainer.max_steps=0")
+    assert here("train.py", *maml, "hydra.run.dir=run")[0] == 0
+    assert here("train.py", "resume=run", "trainer.max_steps=3")[0] == 0
+    assert here("train.py", *maml, "trainer.max_steps=3", "hydra.run.dir=whole")[0] == 0
+    assert result("run") == result("whole")
+    assert result("run")["steps"] == 3
+
+
 def test_a_cpu_beside_a_gpu_is_a_choice(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = "lightning.pytorch.trainer.setup.CUDAAccelerator"  # where Lightning warns of an unused GPU
     monkeypatch.setattr(there, type("Present", (), {"is_available": staticmethod(lambda: True)}))

@@ -11,7 +11,7 @@ from conftest import class_batch, cross_entropy, randomise, regression_batch, sq
 from torch import Tensor, nn
 
 from innerloop.adaptation import Engine, GradientSteps
-from innerloop.episodes import Episode, InputError, Weights, apply, weights_of
+from innerloop.episodes import Episode, InputError, Weights, apply, tasks_of, weights_of
 from innerloop.learners import MAML, Hybrid, HyperNet, MetaLearner
 from innerloop.nets import MLP, Conv4, Linear
 
@@ -298,3 +298,24 @@ def test_the_objective_is_the_query_loss_of_the_adapted_weights() -> None:
         adapted = learner.adaptation(net, weights_of(net), episode.support)
         losses.append(F.mse_loss(apply(net, adapted, episode.query.x), episode.query.y))
     torch.testing.assert_close(meta_gradient(learner, batch)[0], torch.stack(losses).mean().detach())
+
+
+@every_engine
+def test_a_weight_that_the_loss_does_not_read_stays(engine: str, chunk: int | None) -> None:
+    class Spare(MLP):
+        """A net with a weight of no use."""
+
+        def __init__(self) -> None:
+            super().__init__(3, [4], 1, "tanh")
+            self.spare = nn.Parameter(torch.ones(2))
+
+    torch.manual_seed(0)
+    batch, net = regression_batch(tasks=3, shots=5, queries=4), Spare()
+    learner = MAML(net, squared, inner_lr=0.1, inner_steps=2, engine=engine, chunk=chunk)
+    assert torch.equal(learner.adaptation(net, weights_of(net), tasks_of(batch)[0].support)["spare"], net.spare)
+    _, gradient = meta_gradient(learner, batch)
+    plain = MAML(MLP(3, [4], 1, "tanh"), squared, inner_lr=0.1, inner_steps=2, engine="loop")
+    plain.net.load_state_dict({name: w for name, w in net.state_dict().items() if name != "spare"})
+    found = dict(zip((name for name, _ in net.named_parameters()), gradient, strict=True))
+    assert not found.pop("spare").any()
+    close(list(found.values()), meta_gradient(plain, batch)[1])

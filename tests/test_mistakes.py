@@ -26,7 +26,7 @@ MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
     (["algo.inner_lr=fast"], ["algo.inner_lr=fast", "float"]),
     (["algo.inner_lr=-1"], ["inner_lr must be above zero, got -1"]),
     (["algo.outer_lr=0"], ["outer_lr must be above zero, got 0"]),
-    (["trainer.max_steps=0"], ["trainer.max_steps must be above zero, got 0"]),
+    (["trainer.max_steps=-1"], ["trainer.max_steps must not be negative, got -1"]),
     (["data.meta_batch_size=-3"], ["meta_batch_size must be above zero, got -3"]),
     (["data.shots=0"], ["shots must be above zero, got 0"]),
     (["seed=-1"], ["seed", "-1"]),

@@ -19,10 +19,12 @@ def check(cfg: DictConfig, schema: type = TrainConfig) -> None:
     for group in ("algo", "data", "net"):
         name_of(cfg, group)
     t, test = cfg.trainer, cfg.test
-    for name in ("max_steps", "val_every", "val_episodes", "log_every", "threads", "overfit_batches"):
+    for name in ("val_every", "val_episodes", "log_every", "threads", "overfit_batches"):
         value = t[name]
         if value is not None and value < 1:
             raise InputError(f"trainer.{name} must be above zero, got {value}")
+    if t.max_steps < 0:
+        raise InputError(f"trainer.max_steps must not be negative, got {t.max_steps}")
     if test.episodes is None or test.episodes < 1:
         raise InputError(f"test.episodes must be above zero, got {'null' if test.episodes is None else test.episodes}")
     if cfg.seed < 0 or test.seed < 0:

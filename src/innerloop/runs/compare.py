@@ -24,8 +24,9 @@ from innerloop.errors import InputError
 from innerloop.runs.config import CONFIG
 from innerloop.runs.record import RESULTS
 
-# Keys of a data configuration that test episodes do not depend on, apart from their number.
+# Keys of a data configuration that test episodes do not depend on, apart from their number and how a picture is seen.
 TRAINING_KEYS = ("meta_batch_size", "num_workers", "rotations", "test_episodes", "train_queries")
+TRAINING_KEYS = (*TRAINING_KEYS, "backbone", "standardize", "size", "channels")
 # Keys of a configuration that do not describe what was trained.
 RUN_KEYS = ("seed", "logger", "resume", "sweep", "debug", "traceback")
 

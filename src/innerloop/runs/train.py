@@ -38,6 +38,7 @@ from innerloop.runs.record import (
     environment,
     messages,
     read_checkpoint,
+    write_checkpoint,
     write_config,
     write_json,
 )
@@ -102,7 +103,8 @@ def tried(cfg: DictConfig) -> Parts:
     """
     check_extra(cfg.trainer)
     parts = build(cfg)
-    try_a_gradient(parts)
+    if cfg.trainer.max_steps:
+        try_a_gradient(parts)
     return parts
 
 
@@ -181,6 +183,8 @@ def fit_and_test(
     """
     learner = parts.learner
     start = latest_checkpoint(run_dir)
+    if cfg.trainer.max_steps and start is not None and "loops" not in read_checkpoint(start):
+        start = None  # the run was only tested so far, so its first step is still to come
     last = run_dir / "checkpoints" / "last.ckpt"
     info = RunInfo(run_dir, to_plain(cfg), name, resumed_at=read_checkpoint(start)["global_step"] if start else 0)
     loggers = make_loggers(info, logger_settings(cfg))
@@ -205,7 +209,12 @@ def fit_and_test(
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
         )
         log.info("training %s on %s in %s", cfg.algo.name, cfg.data.name, run_dir)
-        trainer.fit(learner, parts.data, ckpt_path=start, weights_only=True)
+        if cfg.trainer.max_steps:
+            trainer.fit(learner, parts.data, ckpt_path=start, weights_only=True)
+        elif start is None and is_first():
+            last.parent.mkdir(parents=True, exist_ok=True)
+            for path in (last.with_name("best.ckpt"), last):
+                write_checkpoint(path, {"state_dict": learner.state_dict(), "global_step": 0})
         return test_and_report(cfg, run_dir, parts, trainer, session)
     except Pruned:  # this is no failure of the run
         raise
@@ -241,7 +250,7 @@ def test_and_report(cfg: DictConfig, run_dir: Path, parts: Parts, trainer: Train
         "ranks": trainer.world_size,
         "train_seconds": session.wall_seconds,
         "train_cpu_seconds": sum_over_ranks(trainer, session.cpu_seconds),
-        "steps_per_second": trainer.global_step / session.wall_seconds,
+        "steps_per_second": trainer.global_step / session.wall_seconds if session.wall_seconds else 0.0,
         **session.peak_memory,
         "validation": found.validation,
         "test": found.test,

@@ -75,7 +75,7 @@ def make_trainer(cfg: DictConfig, learner: MetaLearner, run_dir: Path, **kwargs:
         "max_steps": t.max_steps,
         "max_epochs": -1,
         "limit_train_batches": min(t.val_every, t.max_steps) * learner.outer.accumulate,
-        "log_every_n_steps": min(t.log_every, t.max_steps),
+        "log_every_n_steps": max(min(t.log_every, t.max_steps), 1),
         "accelerator": t.accelerator,
         "precision": "32-true" if t.precision == TENSOR_FLOAT else t.precision,
         "deterministic": t.deterministic,

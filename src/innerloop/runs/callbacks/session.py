@@ -53,7 +53,7 @@ class Session(Callback):
     @property
     def peak_memory(self) -> dict[str, float]:
         if self._since is None:
-            return self._peak_before
+            return self._peak_before or {"peak_memory_mb": largest_resident_set()}
         peak = {"peak_memory_mb": largest_resident_set()}
         if self._device.type == "cuda":
             peak["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated(self._device) / 1e6

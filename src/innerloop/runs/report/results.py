@@ -60,7 +60,9 @@ def episode_rows(names: Sequence[str], values: Tensor, step: int) -> list[dict[s
 def closing_table(results: Mapping[str, Any], metric: str, run_dir: Path) -> str:
     """Return the lines that a run ends with."""
     test, trained = results["test"], ""
-    if "steps" in results:
+    if results.get("steps") == 0:
+        trained = ", not trained"
+    elif "steps" in results:
         trained = f", {results['steps']:,} steps in {results['train_seconds']:.0f} s"
         trained += f" ({results['steps_per_second']:.1f} per second)"
     lines = [

@@ -26,7 +26,7 @@ from innerloop.runs.record import RESULTS
 
 # Keys of a data configuration that test episodes do not depend on, apart from their number and how a picture is seen.
 TRAINING_KEYS = ("meta_batch_size", "num_workers", "rotations", "test_episodes", "train_queries")
-TRAINING_KEYS = (*TRAINING_KEYS, "backbone", "standardize", "size", "channels")
+SEEN_KEYS = ("backbone", "standardize", "size", "channels")
 # Keys of a configuration that do not describe what was trained.
 RUN_KEYS = ("seed", "logger", "resume", "sweep", "debug", "traceback")
 
@@ -55,7 +55,7 @@ class FinishedRun:
 
     def episodes(self) -> dict[str, Any]:
         """Return key -> value of everything that decides the test episodes."""
-        data = {f"data.{k}": v for k, v in self.config["data"].items() if k not in TRAINING_KEYS}
+        data = {f"data.{k}": v for k, v in self.config["data"].items() if k not in (*TRAINING_KEYS, *SEEN_KEYS)}
         test = {"test.seed": self.config["test"]["seed"], "test.episodes": self.results["test"]["episodes"]}
         return data | test
 

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,8 +87,10 @@ def check(command: list[str], here: Here, directory: Path) -> None:
     run_dir = directory / "run"
     shutil.rmtree(run_dir, ignore_errors=True)
     GlobalHydra.instance().clear()
+    begin = time.process_time()
     with at_most(60):
         status, err = here("train.py", *command)
+    took = time.process_time() - begin
     last = (err.strip().splitlines() or [""])[-1]
     if status == 0:
         results = json.loads((run_dir / "results.json").read_text())
@@ -95,6 +98,7 @@ def check(command: list[str], here: Here, directory: Path) -> None:
         assert (mean is not None and math.isfinite(mean)) or "not a number" in err
     else:
         assert "Traceback" not in err
+        assert took < 5 or "diverged" in last, "a refusal takes long"
         assert last.startswith("train.py: ")
         assert not run_dir.exists() or "diverged" in last, "a refused run leaves something behind"
 

@@ -241,7 +241,10 @@ def test_and_report(cfg: DictConfig, run_dir: Path, parts: Parts, trainer: Train
     trainer.loggers = []  # this evaluation is no point of the learning curve
     kept = [callback for callback in trainer.callbacks if not isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
     trainer.callbacks = kept  # type: ignore[attr-defined]  # averaging would exchange the best weights for the last
-    load_weights(learner, run_dir / "checkpoints" / "best.ckpt")
+    best = run_dir / "checkpoints" / "best.ckpt"
+    load_weights(learner, best)
+    if (step := read_checkpoint(best)["global_step"]) != trainer.global_step:
+        log.info("testing the weights of step %d, the best in validation", step)
     found = evaluate(trainer, parts, cfg.test.steps)
     results = {
         **describe(cfg, learner),

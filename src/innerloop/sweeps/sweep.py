@@ -173,9 +173,11 @@ class Sweep:
         failure = self._launch(jobs)
         left = [job for job in jobs if not self.ended(job)]
         # Processes that died left no record of an error. Each job is retried by itself, so that no other is affected.
-        died = [job for job in left if (self.path(job) / LOCK).exists() and holder(self.path(job) / LOCK) is None]
-        if failure and not died and len(left) == len(jobs):
-            raise failure  # the launcher itself does not work
+        started = [job for job in left if (self.path(job) / LOCK).exists()]
+        died = [job for job in started if holder(self.path(job) / LOCK) is None]
+        # A process that is being killed may still hold its lock: only if no job has started, the launcher does not work.
+        if failure and not started and len(left) == len(jobs):
+            raise failure
         for job in died:
             if retrying:
                 write_error(self.path(job), failure or RuntimeError("no result"))

@@ -175,7 +175,7 @@ class Sweep:
         # Processes that died left no record of an error. Each job is retried by itself, so that no other is affected.
         started = [job for job in left if (self.path(job) / LOCK).exists()]
         died = [job for job in started if holder(self.path(job) / LOCK) is None]
-        # A process that is being killed may still hold its lock: only if no job has started, the launcher does not work.
+        # A process that is being killed may still hold its lock. The launcher does not work only if no job has started.
         if failure and not started and len(left) == len(jobs):
             raise failure
         for job in died:

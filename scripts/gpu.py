@@ -265,7 +265,7 @@ def learners(device: torch.device, out: Path, tiny: bool) -> Iterator[Line]:
 
 
 def runs(device: torch.device, out: Path, tiny: bool) -> Iterator[Line]:
-    """Run train.py, each time in a process of its own. The run directories stay in `out`."""
+    """Run train.py, one run after the other. The run directories stay in `out`."""
     there = "gpu" if device.type == "cuda" else "cpu"
     places = {there: list(PRECISIONS) if there == "gpu" else ["32-true", "bf16-mixed"]}
     if there == "gpu" and torch.cuda.device_count() > 1:

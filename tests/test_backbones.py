@@ -236,6 +236,14 @@ def test_a_backbone_of_a_file(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="size must be above zero, mean and std 1 or 3 numbers"):
             named(f"file:{path}")
     beside.write_text(json.dumps(settings))
+
+    class Other(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.amax((2, 3))
+
+    first = named(f"file:{path}").digest
+    torch.export.save(torch.export.export(Other(), (torch.zeros(2, 3, 6, 6),), dynamic_shapes=batch), path)
+    assert named(f"file:{path}").digest != first  # neither has weights
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError, match="is neither TorchScript nor an exported program"):
         named(f"file:{path}")

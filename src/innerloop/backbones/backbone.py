@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ class Backbone:
 
     net: (n, channels, size, size) -> (n, dimensions). size: height and width of its input.
     mean, std: per channel, of pixels from 0 to 1; their number is the number of channels.
-    digest: hexadecimal, of the weights and of the preprocessing.
+    digest: hexadecimal, of the net, its weights and the preprocessing.
     """
 
     name: str
@@ -86,7 +86,7 @@ def frozen(
     if not exported:  # an exported program was recorded in the mode that it has
         net.eval()
     net.requires_grad_(False)
-    digest = hashlib.sha256(repr((size, mean, std)).encode())
+    digest = hashlib.sha256(repr((name, size, mean, std)).encode())
     for key, value in sorted(net.state_dict().items()):
         digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return Backbone(name, function or net, size, mean, std, digest.hexdigest()[:32])
@@ -162,7 +162,10 @@ def _file(path: str) -> Backbone:
         net = torch.export.load(file).module() if file.suffix == ".pt2" else torch.jit.load(file, map_location="cpu")
     except Exception as error:  # of any type, for a damaged file
         raise InputError(f"{file} is neither TorchScript nor an exported program: {_first_line(error)}") from error
-    return frozen(f"file:{path}", net, size, mean, std, exported=file.suffix == ".pt2")
+    backbone = frozen(f"file:{path}", net, size, mean, std, exported=file.suffix == ".pt2")
+    # The program is in the file, too: another one may have the same weights, or none.
+    digest = hashlib.sha256(repr((size, backbone.mean, backbone.std)).encode() + file.read_bytes())
+    return replace(backbone, digest=digest.hexdigest()[:32])
 
 
 def _first_line(error: BaseException) -> str:

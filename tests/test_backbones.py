@@ -156,16 +156,34 @@ def test_the_standard_form() -> None:
     for form in (centred, whitened):
         torch.testing.assert_close(form(x).norm(dim=1), torch.ones(400))
     torch.testing.assert_close(centred.mean, x.mean(0))
-    assert whitened.matrix is not None
-
     def spectrum(x: Tensor) -> Tensor:
         within = torch.cat([x[labels == k] - x[labels == k].mean(0) for k in range(8)]).double()
         return torch.linalg.eigvalsh(within.T @ within / 400)
 
-    before, after = spectrum(x), spectrum((x - whitened.mean) @ whitened.matrix)
+    assert whitened.axes is not None
+    assert whitened.extra is not None
+    assert whitened.scale is not None
+    matrix = whitened.scale * torch.eye(5) + whitened.axes.T * whitened.extra @ whitened.axes
+    before, after = spectrum(x), spectrum((x - whitened.mean) @ matrix)
     torch.testing.assert_close(after, before / (0.9 * before + 0.1 * before.mean()), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whitened(x), torch.nn.functional.normalize((x - whitened.mean) @ matrix, dim=1))
     with pytest.raises(InputError, match="differ"):
         standard(torch.ones(4, 3), torch.tensor([0, 0, 1, 1]), whiten=True)
+
+
+@pytest.mark.parametrize("pictures", [6, 40])
+def test_whitening_few_vectors_is_the_inverse_root_of_the_shrunk_covariance(pictures: int) -> None:
+    """Fewer vectors than dimensions or more: the whole matrix by an eigendecomposition of the covariance itself."""
+    x = torch.randn(pictures, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(pictures) % 3
+    within = torch.cat([x[labels == k] - x[labels == k].mean(0) for k in range(3)])
+    covariance = within.T @ within / pictures
+    covariance = 0.9 * covariance + 0.1 * covariance.trace() / 12 * torch.eye(12, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.rsqrt() @ vectors.T
+    new = torch.randn(5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = torch.nn.functional.normalize((new - x.mean(0)) @ root, dim=1)
+    torch.testing.assert_close(standard(x, labels, whiten=True)(new), expected, rtol=1e-9, atol=1e-9)
 
 
 def labelled(n: int = 8, classes: int = 9) -> LabelledImages:

@@ -20,7 +20,7 @@ STOREYS = [
     {"adaptation", "tasks"},
     {"learners", "datamodule"},
     {"runs"},
-    {"sweeps"},
+    {"sweeps", "practice"},
 ]
 STOREY = {room: number for number, rooms in enumerate(STOREYS) for room in rooms}
 

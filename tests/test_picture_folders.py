@@ -19,6 +19,7 @@ from test_cifar import python2
 from innerloop.datasets import folder, mini_imagenet
 from innerloop.datasets import images as shared
 from innerloop.datasets.images import LabelledImages, splits_by_name
+from innerloop.datasets.pictures import picture
 from innerloop.episodes import SPLITS, InputError, Split
 from innerloop.runs import schemas
 from innerloop.runs.build import build
@@ -217,7 +218,9 @@ def test_classes_may_bear_the_names_of_splits(tmp_path: Path) -> None:
         ({**TEN, "e/1.png": TEN["e/1.png"][:60]}, r"e/1\.png is not a readable PNG"),
         ({**TEN, "e/1.jpg": b"<html>"}, r"e/1\.jpg is not a readable JPG"),
         ({**TEN, "e/1.jpg": plain("x.jpg", (90, 90))[:-400]}, r"e/1\.jpg is not a readable JPG"),
-        ({**TEN, "e/1.png": encoded(Image.new("I;16", (5, 5), 700))}, r"e/1\.png has more than 8 bits per channel"),
+        ({**TEN, "e/1.tiff": encoded(Image.new("F", (5, 5), 700), "tiff")}, r"e/1\.tiff has real values that are not"),
+        ({**TEN, "e/1.tiff": encoded(Image.new("I", (5, 5), 2**17), "tiff")}, r"e/1\.tiff has more than 16 bits"),
+        ({**TEN, "e/1.png": b"", "f/0.jpg": b"x"}, r"2 of 31 pictures cannot .*1\.png .* empty; .*f/0\.jpg .* format"),
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
@@ -280,6 +283,20 @@ def test_pictures_of_all_kinds(tmp_path: Path) -> None:
     assert grey.shape == (30, 1, 10, 10)
     assert (grey[0, 0, :, :4].int() - 76).abs().max() < 9  # .299 of 255
     assert (grey[3] == 255).all()
+
+
+def test_grey_of_16_bits_is_scaled_over_its_whole_range() -> None:
+    steps = np.arange(256, dtype=np.uint16)[None] * 257
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    wide = Image.fromarray(np.repeat(steps, 256, 0))
+    for data, suffix in ((encoded(wide), "png"), (encoded(wide, "tiff"), "tif")):
+        found = picture(data, f"a.{suffix}", 256, 3)
+        assert (found == np.arange(256)).all()
+    upside_down = picture(encoded(wide, "tiff", exif=turned), "a.tif", 256, 1)
+    assert (upside_down == np.arange(255, -1, -1)).all()
+    real = Image.fromarray(np.repeat(steps, 256, 0).astype(np.float32) / 65535)
+    assert (picture(encoded(real, "tiff"), "a.tif", 256, 1) == np.arange(256)).all()
 
 
 def test_decoded_once_and_anew_when_a_picture_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 import innerloop
 from innerloop.datasets import files, folder
+from innerloop.datasets.pictures import decode
 from innerloop.errors import InputError
 from innerloop.runs.build import loader_of
 from innerloop.runs.record import read_checkpoint, write_checkpoint
@@ -244,7 +245,7 @@ def test_bombs_are_refused(pictures: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.undo()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
     with pytest.raises(InputError, match="exceeds limit of 60 pixels"):
-        files.decode(png(), "a.png")
+        decode(png(), "a.png")
 
 
 def test_a_strangers_sweep_allows_nothing(here: Here, tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -69,39 +72,86 @@ def picture_digest(image: np.ndarray) -> bytes:
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()[:KEY]
 
 
-def finish(
-    batch: dict[bytes, np.ndarray], backbone: Backbone, known: dict[bytes, np.ndarray], store: Store | None
-) -> bool:
-    """Put the vectors of a batch of pictures among those known and in the store. Return False if none can be kept."""
-    vectors = backbone(torch.from_numpy(np.stack(list(batch.values())))).numpy()
-    known.update(zip(batch, vectors, strict=True))
-    if store is None:
-        return False
-    try:
-        store.append(list(batch), vectors)
-    except OSError as error:
-        log.warning("%s cannot be written (%s): vectors are not kept", store.path, error.strerror)
-        return False
-    return True
+def features(
+    backbone: Backbone, images: Iterable[np.ndarray], total: int, folder: Path | None = None, batch_size: int = BATCH
+) -> Tensor:
+    """Return the vectors of pictures, (n, dimensions) float32: those on disk, and the others from the backbone.
 
+    As many batches run at once as torch has threads, each on one thread: a batch's small convolutions gain nothing from
+    several.
 
-def features(backbone: Backbone, images: Iterable[np.ndarray], total: int, folder: Path | None = None) -> Tensor:
-    """Return the vectors of pictures, (total, dimensions) float32: those on disk, and the others from the backbone.
-
-    images: each (channels, h, w) uint8, all of one shape; they need not fit in memory together. total: their number,
-    above zero. folder: where vectors are kept; None: the user's cache folder. If nothing can be written there, a
-    warning is logged.
+    images: at least one, each (channels, h, w) uint8, all of one shape; they need not fit in memory together.
+    total: about their number, for the progress bar. folder: where vectors are kept; None: the user's cache folder. If
+    nothing can be written there, a warning is logged. batch_size: number of pictures that the backbone sees at once.
     """
     store = Store((folder or cache_folder("features")) / f"{backbone.digest}.bin")
-    known, keys, batch, writable = store.read(), list[bytes](), dict[bytes, np.ndarray](), True
-    with tqdm(total=total, desc=f"features by {backbone.name}", unit="picture", disable=None, leave=False) as bar:
+    keys, batch = list[bytes](), dict[bytes, np.ndarray]()
+    with (
+        tqdm(total=total, desc=f"features by {backbone.name}", unit="picture", disable=None, leave=False) as bar,
+        _batches(backbone, store) as batches,
+    ):
         for image in images:
             keys.append(picture_digest(image))
-            if keys[-1] not in known:
+            if keys[-1] not in batches.known:
                 batch[keys[-1]] = image
-            if len(batch) == BATCH or len(keys) == total:
-                if batch:
-                    writable = finish(batch, backbone, known, store if writable else None)
-                batch.clear()
+            if len(batch) == batch_size:
+                batches.start(batch)
             bar.update()
-    return torch.from_numpy(np.stack([known[key] for key in keys]))
+        if batch:
+            batches.start(batch)
+    return torch.from_numpy(np.stack([batches.known[key] for key in keys]))
+
+
+class _Batches:
+    """Batches that run at once. known: digest -> vector; of one that is still computed, nothing yet."""
+
+    def __init__(self, backbone: Backbone, store: Store, pool: ThreadPoolExecutor, threads: int) -> None:
+        self.backbone, self.store, self.pool, self.threads = backbone, store, pool, threads
+        self.known: dict[bytes, np.ndarray | None] = {**store.read()}
+        self.waiting: deque[tuple[list[bytes], Future[Tensor]]] = deque()
+        self.writable = True
+
+    def start(self, batch: dict[bytes, np.ndarray]) -> None:
+        """Start a batch, which is then empty, and finish the oldest one if enough are running."""
+        stacked = torch.from_numpy(np.stack(list(batch.values())))
+        self.waiting.append((list(batch), self.pool.submit(_alone, self.backbone, stacked)))
+        self.known.update(dict.fromkeys(batch))
+        batch.clear()
+        if len(self.waiting) > self.threads:
+            self.finish()
+
+    def finish(self) -> None:
+        """Put the vectors of the oldest batch among those known and, as long as it can be written, in the store."""
+        keys, job = self.waiting.popleft()
+        vectors = job.result().numpy()
+        self.known.update(zip(keys, vectors, strict=True))
+        if not self.writable:
+            return
+        try:
+            self.store.append(keys, vectors)
+        except OSError as error:
+            log.warning("%s cannot be written (%s): vectors are not kept", self.store.path, error.strerror)
+            self.writable = False
+
+
+def _alone(backbone: Backbone, images: Tensor) -> Tensor:
+    torch.set_num_threads(1)
+    return backbone(images)
+
+
+@contextmanager
+def _batches(backbone: Backbone, store: Store) -> Iterator[_Batches]:
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads)
+    batches = _Batches(backbone, store, pool, threads)
+    try:
+        yield batches
+        while batches.waiting:
+            batches.finish()
+    except KeyboardInterrupt:  # what has begun is kept
+        while batches.waiting and not batches.waiting[0][1].cancel():
+            batches.finish()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # what a thread has set is also the default of threads that start later

@@ -13,15 +13,25 @@ SHRINKAGE = 0.1
 
 
 class Standard(NamedTuple):
-    """x -> (x - mean) matrix, of unit length. mean: (d,). matrix: (d, d), or None for the identity."""
+    """x -> x - mean, whitened if there are axes, and then of unit length.
+
+    The matrix that whitens is scale I + axes' diag(extra) axes: few pictures span few axes, and it is the same number
+    in all other directions.
+
+    mean: (d,). axes: (r, d), orthonormal, or None. extra: (r,). scale: ().
+    """
 
     mean: Tensor
-    matrix: Tensor | None
+    axes: Tensor | None = None
+    extra: Tensor | None = None
+    scale: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (n, d) -> (n, d)."""
         x = x - self.mean
-        return F.normalize(x if self.matrix is None else x @ self.matrix, dim=1)
+        if self.axes is not None and self.extra is not None and self.scale is not None:
+            x = self.scale * x + (x @ self.axes.T * self.extra) @ self.axes
+        return F.normalize(x, dim=1)
 
 
 def standard(x: Tensor, labels: Tensor, whiten: bool) -> Standard:
@@ -31,17 +41,27 @@ def standard(x: Tensor, labels: Tensor, whiten: bool) -> Standard:
     shrunk towards a multiple of the identity (Ledoit and Wolf, 2004, with a fixed share).
     Raises InputError if there is no scatter within any class.
     """
-    x = x.double()
+    kind, x = x.dtype, x.double()
     mean = x.mean(0)
     if not whiten:
-        return Standard(mean.float(), None)
+        return Standard(mean.to(kind))
     _, places = labels.unique(return_inverse=True)
     sums = torch.zeros(int(places.max()) + 1, x.shape[1], dtype=x.dtype).index_add_(0, places, x)
     within = x - (sums / places.bincount().unsqueeze(1))[places]
-    covariance = within.T @ within / len(x)
-    scale = covariance.trace() / len(covariance)
-    if not scale > 0:
+    if not within.square().sum() > 0:
         raise InputError("standardize=whiten needs classes with pictures that differ")
-    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * scale * torch.eye(len(covariance), dtype=x.dtype)
-    values, vectors = torch.linalg.eigh(covariance)
-    return Standard(mean.float(), (vectors * values.rsqrt() @ vectors.T).float())
+    variances, axes = _principal(within)
+    scale = variances.sum() / x.shape[1]
+    inverse_root = ((1 - SHRINKAGE) * variances + SHRINKAGE * scale).rsqrt()
+    elsewhere = (SHRINKAGE * scale).rsqrt()
+    return Standard(mean.to(kind), axes.to(kind), (inverse_root - elsewhere).to(kind), elsewhere.to(kind))
+
+
+def _principal(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the variances (r,) of centred vectors (n, d) along orthonormal axes (r, d), where they are not zero."""
+    n, d = x.shape
+    values, vectors = torch.linalg.eigh((x @ x.T if n <= d else x.T @ x) / n)
+    kept = values > 1e-10 * values[-1]
+    values, vectors = values[kept], vectors[:, kept]
+    axes = (x.T @ vectors / (n * values).sqrt()).T if n <= d else vectors.T
+    return values, axes

@@ -1,21 +1,17 @@
-"""File functions of the loaders: download and verify, detect changes, read folders and zip files, decode images."""
+"""File functions of the loaders: download and verify, detect changes, read folders and zip files."""
 
 import hashlib
-import io
 import os
 import stat
 import struct
-import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 import pooch
-from PIL import Image, ImageOps
 
 from innerloop.episodes import InputError
 
@@ -23,7 +19,11 @@ MOST_FILES = 5_000_000
 LARGEST_FILE = 256 * 2**20
 """Limits on somebody else's data: the number of files in a folder or archive, and the bytes of one picture."""
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+SYSTEM_FILES = ("Thumbs.db", "desktop.ini", "Icon\r")
+"""Files that Windows and macOS put into folders of pictures, besides hidden ones."""
+
+# RuntimeError: an entry is encrypted, or compressed by a method that Python does not support.
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error)
 
 
 def fetch(url: str, md5: str, folder: Path, advice: str) -> Path:
@@ -64,53 +64,66 @@ def listing(source: Path) -> list[str]:
     """Return the sorted relative paths, such as "a/b.png", of everything in a folder or a zip file, at any depth.
 
     The paths of folders end in "/". Hidden entries and those that operating systems add (.DS_Store, __MACOSX) are left
-    out. Raises InputError if the source cannot be read.
+    out. Raises InputError if the source cannot be read, or holds a link, a pipe or the like.
     """
+    names, refused = entries(source)
+    for name, reason in refused.items():
+        raise InputError(f"{source}: {name} {reason}")
+    return names
+
+
+def entries(source: Path) -> tuple[list[str], dict[str, str]]:
+    """Return what `listing` returns, and what it refuses: path -> reason, such as "is a link".
+
+    Raises InputError if the source itself cannot be read.
+    """
+    refused: dict[str, str] = {}
     if source.is_dir():
-        entries = list(_walk(str(source), ""))
+        names = list(_walk(str(source), "", refused))
+        if "" in refused:
+            raise InputError(f"{source} {refused['']}")
     else:
         with _open_zip(source) as archive:
-            for entry in archive.infolist():
-                _refuse_entry(source, entry)
-            entries = [name for name in archive.namelist() if not _is_hidden(name)]
-    if len(entries) > MOST_FILES:
-        raise InputError(f"{source} has {len(entries):,} files, more than the {MOST_FILES:,} that are read")
-    return sorted(set(entries))
+            refused = {e.filename: reason for e in archive.infolist() if (reason := _refusal(e))}
+            names = [n for n in archive.namelist() if n not in refused and not _is_hidden(n)]
+    if len(names) > MOST_FILES:
+        raise InputError(f"{source} has {len(names):,} files, more than the {MOST_FILES:,} that are read")
+    return sorted(set(names)), dict(sorted(refused.items()))
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    return any(part.startswith((".", "__MACOSX")) for part in name.split("/")) or name.endswith(SYSTEM_FILES)
 
 
-def _walk(root: str, folder: str) -> Iterator[str]:
+def _walk(root: str, folder: str, refused: dict[str, str]) -> Iterator[str]:
     """Yield the paths of all files and folders in `folder`, which is relative to the root and ends in "/" or is ""."""
     # Plain strings, because Path objects for Omniglot's 32,460 files would take two seconds at every start.
     try:
         with os.scandir(os.path.join(root, folder)) as found:
             entries = [entry for entry in found if not _is_hidden(entry.name)]
     except OSError as error:
-        raise InputError(f"{root} cannot be read: {error}") from error
+        refused[folder] = f"cannot be read: {error.strerror}"
+        return
     for entry in entries:
         path = f"{folder}{entry.name}"
         if entry.is_symlink():
             # It may lead to the same pictures again, to private ones, or in circles.
-            raise InputError(f"{root}: {path} is a link; put the files themselves there")
-        if entry.is_dir(follow_symlinks=False):
+            refused[path] = "is a link; put the files themselves there"
+        elif entry.is_dir(follow_symlinks=False):
             yield f"{path}/"
-            yield from _walk(root, f"{path}/")
+            yield from _walk(root, f"{path}/", refused)
         elif entry.is_file(follow_symlinks=False):
             yield path
         else:
-            raise InputError(f"{root}: {path} is no file but a pipe, a socket or a device")
+            refused[path] = "is no file but a pipe, a socket or a device"
 
 
-def _refuse_entry(source: Path, entry: zipfile.ZipInfo) -> None:
-    """Raise InputError for an entry of a zip file that is a link, leads out of it, or is too large."""
+def _refusal(entry: zipfile.ZipInfo) -> str | None:
+    """Return why an entry of a zip file is refused: it is a link or leads out of it. None if it is not."""
     name = entry.filename
     if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":":
-        raise InputError(f"{source}: the path {name} leads out of the zip file")
-    if stat.S_ISLNK(entry.external_attr >> 16):
-        raise InputError(f"{source}: {name} is a link; put the file itself there")
+        return "is a path that leads out of the zip file"
+    return "is a link; put the file itself there" if stat.S_ISLNK(entry.external_attr >> 16) else None
 
 
 def read(source: Path, names: Iterable[str]) -> Iterator[bytes]:
@@ -118,21 +131,43 @@ def read(source: Path, names: Iterable[str]) -> Iterator[bytes]:
 
     Raises InputError if one cannot be read or is larger than `LARGEST_FILE`.
     """
+    with reader(source) as content:
+        yield from map(content, names)
+
+
+@contextmanager
+def reader(source: Path) -> Iterator[Callable[[str], bytes]]:
+    """Return a function that returns the bytes of a file in a folder or a zip file, by its path there.
+
+    It raises InputError for a file that cannot be read, is none, or is larger than `LARGEST_FILE`.
+    """
     if source.is_dir():
-        for name in names:
+        yield lambda name: _content(source / name)
+        return
+    with _open_zip(source) as archive:
+
+        def content(name: str) -> bytes:
             try:
-                with open(source / name, "rb") as file:
-                    yield _bounded(file, f"{source / name}")
-            except OSError as error:
-                raise InputError(f"{source / name} cannot be read: {error}") from error
-    else:
-        with _open_zip(source) as archive:
-            for name in names:
                 # The size in the entry's header may be wrong, so reading is bounded too.
                 if archive.getinfo(name).file_size > LARGEST_FILE:
                     raise InputError(too_large(f"{source}: {name}"))
                 with archive.open(name) as file:
-                    yield _bounded(file, f"{source}: {name}")
+                    return _bounded(file, f"{source}: {name}")
+            except (KeyError, *BROKEN_ZIP) as error:
+                raise InputError(f"{source}: {name} cannot be read: {error}") from error
+
+        yield content
+
+
+def _content(path: Path) -> bytes:
+    try:
+        # Without waiting, because a pipe may have taken the place of the file.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError(f"{path} is no file")
+            return _bounded(file, f"{path}")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _bounded(file: IO[bytes], origin: str) -> bytes:
@@ -152,51 +187,7 @@ def _open_zip(file: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(file) as archive:
             yield archive
-    # RuntimeError: an entry is encrypted, or compressed by a method that Python does not support.
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error) as error:
+    except InputError:
+        raise
+    except BROKEN_ZIP as error:
         raise InputError(f"{file} is not a valid zip file: {error}") from error
-
-
-def decode(data: bytes, origin: str) -> Image.Image:
-    """Return the fully decoded image.
-
-    origin: path of the image, for error messages. Raises InputError if the image is broken.
-    """
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of a picture with more pixels than this, and refuses one with twice as many.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-        image.load()
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
-        raise InputError(f"{origin} is not a readable {origin.rpartition('.')[2].upper()}: {error}") from error
-    return image
-
-
-def pictures(source: Path, names: Sequence[str], size: int, channels: int) -> np.ndarray:
-    """Return these images of a folder or a zip file, (n, channels, size, size) uint8.
-
-    Images are turned upright according to their EXIF data, placed on white if they are transparent, and resized to
-    squares without keeping the aspect ratio. channels: 1 for grey, 3 for colour.
-    Raises InputError, naming the image, if one cannot be read or has more than 8 bits per channel.
-    """
-    images = np.empty((len(names), channels, size, size), np.uint8)
-    for i, (name, data) in enumerate(zip(names, read(source, names), strict=True)):
-        image = decode(data, f"{source}: {name}")
-        if image.mode.startswith(("I", "F")):  # Pillow would clip its values at 255
-            raise InputError(f"{source}: {name} has more than 8 bits per channel; save it with 8")
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = image.convert("L" if channels == 1 else "RGB").resize((size, size), Image.Resampling.LANCZOS)
-        images[i] = np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
-    return images

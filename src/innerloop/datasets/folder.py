@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from innerloop.datasets.files import PICTURES, digest, listing, pictures
+from innerloop.datasets.files import digest, listing
 from innerloop.datasets.images import LabelledImages, cache_folder, cached, fixed_splits, named_splits, splits_by_name
+from innerloop.datasets.pictures import PICTURES, pictures
 from innerloop.episodes import InputError, Split
 
 log = logging.getLogger("innerloop")

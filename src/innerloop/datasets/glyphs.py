@@ -87,6 +87,7 @@ def load(cache: str | None = None) -> LabelledImages:
         classes=names,
         counts=np.full(len(names), RENDERINGS),
         splits=fixed_splits(names, train=round(0.7 * len(names)), validation=round(0.1 * len(names))),
+        inverted=True,
     )
 
 

@@ -28,6 +28,7 @@ class LabelledImages:
     images: (N, C, H, W) uint8. classes: name of each class. counts: (classes,) int64, number of images per class.
     first: (classes,) int64, index of each class's first image: class c is images[first[c] : first[c] + counts[c]].
     splits: class ids (int64) of each of the three splits. No class is in two of them.
+    inverted: whether dark and light were exchanged when the pictures were read, so that ink is 255.
 
     Raises InputError if these do not fit together.
     """
@@ -36,6 +37,7 @@ class LabelledImages:
     classes: tuple[str, ...]
     counts: np.ndarray
     splits: Mapping[Split, np.ndarray]
+    inverted: bool = False
     first: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:

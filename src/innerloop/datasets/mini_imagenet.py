@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from innerloop.datasets import pickles
-from innerloop.datasets.files import PICTURES, digest, listing, pictures
+from innerloop.datasets.files import digest, listing
 from innerloop.datasets.images import LabelledImages, cache_folder, cached, named_splits
+from innerloop.datasets.pictures import PICTURES, pictures
 from innerloop.episodes import SPLITS, InputError, Split
 
 CLASSES: dict[Split, int] = {"train": 64, "validation": 16, "test": 20}

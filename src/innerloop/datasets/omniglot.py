@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from innerloop.datasets.files import decode, digest, fetch, listing, read
+from innerloop.datasets.files import digest, fetch, listing, read
 from innerloop.datasets.images import LabelledImages, cache_folder, cached, fixed_splits
+from innerloop.datasets.pictures import decode
 from innerloop.episodes import InputError, Split
 
 URL = "https://github.com/brendenlake/omniglot/raw/master/python/"
@@ -63,6 +64,7 @@ def load(root: str | None = None, split: str = "characters") -> LabelledImages:
         classes=classes,
         counts=np.full(len(classes), DRAWINGS),
         splits=splits,
+        inverted=True,
     )
 
 

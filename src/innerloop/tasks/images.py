@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from innerloop.backbones import Backbone, features, named, standard
+from innerloop.backbones import Standard, features, named, standard
 from innerloop.datasets.images import LabelledImages
 from innerloop.episodes import SPLITS, Episode, InputError, MetaBatch, Samples, Split
 from innerloop.tasks.base import Classification, positive
@@ -85,7 +85,9 @@ class FewShotImages(Classification):
         self.ragged = self.varied_ways or self.min_shots < shots
         self.queries = {split: train_queries if split == "train" else queries for split in SPLITS}
         self.classes = {split: self._usable(split, min_images or 1) for split in SPLITS}
-        self.features = None if backbone is None else self._features(named(backbone), standardize).numpy()
+        self.backbone = backbone
+        self.standard: Standard | None = None
+        self.features = None if backbone is None else self._features(backbone, standardize).numpy()
         self.input_shape = tuple((dataset.images if self.features is None else self.features).shape[1:])
         self.output_size = ways
         self._pooled = False
@@ -140,15 +142,23 @@ class FewShotImages(Classification):
                 images[chosen] = np.rot90(images[chosen], turn, (-2, -1))
         return Samples(torch.from_numpy(np.divide(images, 255, dtype=np.float32)), torch.from_numpy(labels))
 
-    def _features(self, backbone: Backbone, standardize: bool | str) -> Tensor:
-        """Return the vectors of all images, (N, dimensions)."""
+    def inputs(self, images: Tensor) -> Tensor:
+        """Return x of pictures that were read as the data set's were: (n, C, H, W) uint8 -> (n, *input_shape)."""
+        if self.backbone is None:
+            return images / 255
+        x = features(named(self.backbone), images.numpy(), len(images))
+        return x if self.standard is None else self.standard(x)
+
+    def _features(self, backbone: str, standardize: bool | str) -> Tensor:
+        """Return the vectors of all images, (N, dimensions), and set their standard form."""
         data = self.dataset
-        x = features(backbone, data.images.numpy(), len(data.images))
+        x = features(named(backbone), data.images.numpy(), len(data.images))
         if not standardize:
             return x
         labels = torch.from_numpy(np.repeat(np.arange(len(data.classes)), data.counts))
         train = torch.isin(labels, torch.from_numpy(data.splits["train"]))
-        return standard(x[train], labels[train], whiten=standardize == "whiten")(x)
+        self.standard = standard(x[train], labels[train], whiten=standardize == "whiten")
+        return self.standard(x)
 
     def _usable(self, split: Split, min_images: int) -> np.ndarray:
         """Return the ids of a split's classes with enough images. Raises InputError if they are too few."""

@@ -1,0 +1,134 @@
+"""Pictures of any common format, decoded by Pillow to arrays of one size."""
+
+import io
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from innerloop.datasets.files import reader
+from innerloop.episodes import InputError
+
+HEIC = (".heic", ".heif")
+"""Formats that need the extra `heic`."""
+PICTURES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"),
+    *HEIC,
+)
+NAMED = 10
+"""The largest number of broken pictures that a message names."""
+
+# What Pillow raises for broken files. A message of Pillow's names a BytesIO object in place of the file.
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    MemoryError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+OPENING = threading.Lock()
+"""Held while warnings are turned into errors, which concerns all threads of the process."""
+
+
+def decode(data: bytes, origin: str) -> Image.Image:
+    """Return the fully decoded image, the first one of an animation.
+
+    origin: path of the image, for error messages. Raises InputError if the image is broken, or has so many pixels that
+    Pillow warns of a decompression bomb.
+    """
+    if origin.lower().endswith(HEIC):
+        _register_heic(origin)
+    try:
+        with OPENING, warnings.catch_warnings():
+            # Pillow warns of a picture with more pixels than its limit, and refuses one with twice as many.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+        image.load()
+    except BROKEN as error:
+        if not data:
+            reason = "the file is empty"
+        elif isinstance(error, Image.UnidentifiedImageError):
+            reason = "it is of no known format, or damaged at its start"
+        else:
+            reason = str(error)
+        raise InputError(f"{origin} is not a readable {origin.rpartition('.')[2].upper()}: {reason}") from error
+    return image
+
+
+def picture(data: bytes, origin: str, size: int, channels: int) -> np.ndarray:
+    """Return a picture as (channels, size, size) uint8, from the bytes of its file.
+
+    It is turned upright according to its EXIF data, placed on white if it is transparent, and resized to a square
+    without keeping the aspect ratio. 16-bit grey is scaled to 8 bits over its whole range.
+
+    channels: 1 for grey, 3 for colour. Raises InputError, naming the origin, if it cannot be read.
+    """
+    image = decode(data, origin)
+    try:
+        if image.mode.startswith(("I", "F")):
+            image = _eight_bits(image, origin)
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = image.convert("L" if channels == 1 else "RGB").resize((size, size), Image.Resampling.LANCZOS)
+    except BROKEN as error:
+        raise InputError(f"{origin} cannot be converted: {error}") from error
+    return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
+
+
+def pictures(source: Path, names: Sequence[str], size: int, channels: int) -> np.ndarray:
+    """Return these pictures of a folder or a zip file, (n, channels, size, size) uint8: see `picture`.
+
+    Raises InputError that counts and names the pictures that cannot be read, if there are any.
+    """
+    images = np.empty((len(names), channels, size, size), np.uint8)
+    broken: list[str] = []
+    with reader(source) as content:
+        for i, name in enumerate(names):
+            try:
+                images[i] = picture(content(name), f"{source}: {name}", size, channels)
+            except InputError as error:
+                broken.append(str(error))
+    if broken:
+        more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        count = f"{len(broken)} of {len(names)} pictures cannot be used: " if len(broken) > 1 else ""
+        raise InputError(count + "; ".join(broken[:NAMED]) + more)
+    return images
+
+
+def _eight_bits(image: Image.Image, origin: str) -> Image.Image:
+    """Return a grey image of 16 bits, or of real values from 0 to 1, with 8 bits. Raises InputError for others."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        scale, largest, expected = 255.0, 1.0, "real values that are not from 0 to 1"
+    else:
+        scale, largest, expected = 1 / 257, 65535, "more than 16 bits per channel"
+    if not (values.min() >= 0 and values.max() <= largest):
+        raise InputError(f"{origin} has {expected}; save it with 8 or 16 bits")
+    grey = Image.fromarray(np.rint(values * scale).astype(np.uint8))
+    if (orientation := image.getexif().get(ORIENTATION)) is not None:
+        grey.getexif()[ORIENTATION] = orientation
+    return grey
+
+
+ORIENTATION = 0x0112
+"""The tag of EXIF that says how a picture is turned."""
+
+
+def _register_heic(origin: str) -> None:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise InputError(f'{origin} is HEIC, which needs a package: pip install -e ".[heic]"') from error
+    pillow_heif.register_heif_opener()

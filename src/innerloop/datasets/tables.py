@@ -1,0 +1,70 @@
+"""Tables of pictures: a CSV file with a column of files and perhaps columns of labels and splits."""
+
+import codecs
+import csv
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+from innerloop.episodes import InputError
+
+FILES = ("file", "filename", "file_name", "filepath", "file_path", "path", "image", "image_path", "picture", "img")
+LABELS = ("label", "class", "class_name", "category", "species", "diagnosis", "target", "y")
+SPLITS = ("split", "subset", "set", "partition")
+"""Names of the columns, in any case, the first of each that a table has."""
+SUFFIXES = (".csv", ".tsv", ".txt")
+SEPARATORS = ",;\t|"
+LARGEST = 256 * 2**20
+
+
+class Row(NamedTuple):
+    """One picture. file: as written, with forward slashes. label, split: None if empty or without a column."""
+
+    file: str
+    label: str | None
+    split: str | None
+
+
+def read_table(path: Path, labelled: bool = True) -> list[Row]:
+    """Return the rows of a table whose first line names its columns: see FILES, LABELS and SPLITS.
+
+    Cells are separated by commas, semicolons, tabs or bars, whichever is most frequent in the first line. The text is
+    UTF-8, or UTF-16 with a byte order mark.
+    labelled: whether a column of labels must be there.
+    Raises InputError for a file that cannot be read, a missing column, and a table without rows.
+    """
+    text = _text(path)
+    head = text.partition("\n")[0].partition("\r")[0]
+    separator = max(SEPARATORS, key=head.count)
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+    except csv.Error as error:
+        raise InputError(f"{path} is no table: {error}") from error
+    names = [name.strip().lower() for name in rows[0]] if rows else []
+    columns = [next((names.index(n) for n in known if n in names), None) for known in (FILES, LABELS, SPLITS)]
+    for column, what, known, needed in zip(columns, ("file", "label"), (FILES, LABELS), (True, labelled), strict=False):
+        if needed and column is None:
+            listed = ", ".join(filter(None, names[:10])) or "none"
+            raise InputError(f"{path} has no column {what} (or {', '.join(known[1:])}), only {listed}")
+
+    def cell(row: list[str], column: int | None) -> str | None:
+        return row[column].strip() or None if column is not None and column < len(row) else None
+
+    found = [[cell(row, column) for column in columns] for row in rows[1:] if any(map(str.strip, row))]
+    if not found:
+        raise InputError(f"{path} has no rows below the names of its columns")
+    return [Row((file or "").replace("\\", "/"), label, split) for file, label, split in found]
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > LARGEST:
+            raise InputError(f"{path} is larger than {LARGEST // 2**20} MB, the largest table that is read")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no UTF-8 text (byte {error.start}); save it as UTF-8") from error

@@ -1,0 +1,233 @@
+"""The Python door to a person's own pictures: adapt to labelled ones, predict new ones."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from innerloop.errors import InputError
+from innerloop.practice import validation
+from innerloop.practice.describe import baselines, describe_support, describe_validation, warnings_of
+from innerloop.practice.embedding import DEFAULT_BACKBONE, Embedding, of_backbone, of_run
+from innerloop.practice.heads import MEANS, Scores, closed_form
+from innerloop.practice.learned import RunMethod
+from innerloop.practice.predictions import Predictions, joined
+from innerloop.practice.reading import Listing, Pictures, find, read_all, refuse_splits, without_twins
+from innerloop.practice.validation import Fit, HeldOut, hold_out
+from innerloop.runs.load import Run, load_run
+
+log = logging.getLogger("innerloop")
+
+RUN_FOLDS = 40
+"""Number of parts that are left out in turn with a run, whose adaptation takes longer than a closed form."""
+RUN_TASKS = 40
+"""Number of a run's validation tasks that stand in where no picture can be left out."""
+ONE_PICTURE_TEMPERATURE = 0.1
+"""Temperature of class means where each class has one picture and nothing can be left out."""
+BLOCK = 2048
+"""Number of new pictures that are in memory at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """A classifier adapted to labelled pictures.
+
+    classes: their names. model: x -> scores. temperature: of the softmax over the logits. threshold: distance above
+    which a picture is unlike every class; None if nothing could be left out. seen: digests of the labelled pictures.
+    about: what a report says, in plain containers. net: the configuration of the net of a run's model.
+    support, y, held_out: the labelled pictures, their classes (n,) and held-out scores; None for a model that was read
+        from a file. chosen: name of the classifier among those of `held_out`.
+    """
+
+    classes: list[str]
+    embedding: Embedding
+    model: Callable[[Tensor], Scores]
+    temperature: float
+    threshold: float | None
+    seen: frozenset[bytes]
+    about: dict[str, Any] = field(default_factory=dict)
+    net: dict[str, Any] | None = None
+    support: Pictures | None = None
+    y: Tensor | None = None
+    held_out: HeldOut | None = None
+    chosen: str = ""
+
+    def predict(self, query: "Path | str", *, look_below: float = 0.8, workers: int = 4) -> Predictions:
+        """Return the predictions for new pictures: a folder at any depth, a zip file, a table or one picture.
+
+        look_below: probability below which a prediction is flagged for a look. workers: threads that decode.
+        Raises InputError if no picture can be read.
+        """
+        if not 0 <= look_below <= 1:
+            raise InputError(f"look_below must be from 0 to 1, got {look_below}")
+        listing = find(Path(query), labelled=False)
+        skipped, parts = list(listing.skipped), list[Predictions]()
+        for start in range(0, len(listing.files), BLOCK):
+            block = listing.only(range(start, min(start + BLOCK, len(listing.files))))
+            pictures = read_all(block, self.embedding.preparation, self.embedding, workers)
+            skipped += pictures.listing.skipped
+            if pictures.files:
+                parts.append(self._predict(pictures, listing, look_below))
+        if not parts:
+            raise InputError(nothing_to_use("query", query, skipped))
+        return joined(parts, skipped)
+
+    def _predict(self, pictures: Pictures, listing: Listing, look_below: float) -> Predictions:
+        scores = self.model(pictures.x)
+        unknown = scores.distance.double() / (1 if self.threshold is None else self.threshold)
+        return Predictions(
+            classes=self.classes,
+            files=pictures.files,
+            probabilities=self.probabilities(scores.logits).numpy(),
+            unknown=unknown.numpy(),
+            labels=pictures.labels,
+            in_support=torch.tensor([digest in self.seen for digest in pictures.digests]).numpy(),
+            limited=self.threshold is not None,
+            look_below=look_below,
+            skipped=[],
+            listing=listing,
+        )
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probabilities of logits, (n, classes), in float64."""
+        return (logits.double() / self.temperature).softmax(1)
+
+
+def adapt(
+    support: "Path | str",
+    *,
+    run: "Run | Path | str | None" = None,
+    backbone: str | None = None,
+    false_alarms: float = 0.05,
+    workers: int = 4,
+    batch_size: int = 16,
+    allow: Sequence[str] = (),
+) -> Adapted:
+    """Return a classifier adapted to labelled pictures.
+
+        adapted = innerloop.practice.adapt("labelled/")
+        predictions = adapted.predict("new/")
+
+    support: a folder or zip file with a folder for each class, or a table of files and labels; any number of classes
+        and of pictures, of any size and common format.
+    run: a run on classes of pictures, or its directory, whose learner is adapted. None: class means or ridge
+        regression on the vectors of a backbone, whichever predicts left-out pictures best.
+    backbone: see `innerloop.backbones.named`; None: efficientnet_lite0.
+    false_alarms: share of pictures of known classes that may be called unlike every class.
+    workers: number of threads that decode pictures. batch_size: pictures that a backbone sees at once. Neither changes
+        a prediction. allow: see `innerloop.load`.
+
+    Raises InputError if there are fewer than two classes with pictures that can be read, or the run does not fit.
+    """
+    if run is not None and backbone is not None:
+        raise InputError("give run or backbone, not both: a run has a backbone of its own, or none")
+    if not 0 < false_alarms < 1:
+        raise InputError(f"false_alarms must be between 0 and 1, got {false_alarms}")
+    if min(workers, batch_size) < 1:
+        raise InputError(f"workers and batch_size must be above zero, got {workers} and {batch_size}")
+    listing = find(Path(support), labelled=True)
+    loaded = run if run is None or isinstance(run, Run) else load_run(Path(run), allow=allow)
+    embedding = of_run(loaded, batch_size) if loaded else of_backbone(backbone or DEFAULT_BACKBONE, batch_size)
+    pictures = without_twins(read_all(listing, embedding.preparation, embedding, workers))
+    classes = classes_of(pictures, support)
+    y = torch.tensor([classes.index(str(label)) for label in pictures.labels])
+    method = RunMethod(loaded, len(classes)) if loaded else None
+    fit: Fit = closed_form if method is None else method
+    models = fit(pictures.x, y, len(classes))
+    held_out = hold_out(fit, pictures.x, y, len(classes), RUN_FOLDS if loaded else validation.ALL_ONCE)
+    if held_out is not None:
+        chosen, (temperature, threshold) = calibrated(held_out, y, false_alarms)
+    elif loaded is not None:
+        chosen, (temperature, threshold) = next(iter(models)), from_tasks(loaded, false_alarms)
+    else:
+        chosen, temperature, threshold = MEANS, ONE_PICTURE_TEMPERATURE, None
+    found = Adapted(
+        classes,
+        embedding,
+        models[chosen],
+        temperature,
+        threshold,
+        frozenset(pictures.digests),
+        net=loaded.config["net"] if loaded else None,
+        support=pictures,
+        y=y,
+        held_out=held_out,
+        chosen=chosen,
+    )
+    return replace(found, about=_about(found, loaded, method.remarks if method else [], false_alarms, workers))
+
+
+def _about(found: Adapted, run: Run | None, remarks: list[str], false_alarms: float, workers: int) -> dict[str, Any]:
+    """Return what is said of an adapted model, and log its warnings."""
+    assert found.support is not None
+    assert found.y is not None
+    about: dict[str, Any] = {
+        "method": found.chosen,
+        "features": found.embedding.name,
+        "run": run and str(run.path),
+        "algo": run and run.config["algo"]["name"],
+        "support": describe_support(found.support, found.classes),
+        "temperature": found.temperature,
+        "threshold": found.threshold,
+        "allowed_false_alarms": false_alarms,
+        "remarks": list(remarks),
+    }
+    if found.held_out is not None:
+        about["validation"] = describe_validation(found.held_out, found.chosen, found.y, found.temperature)
+        own = run is None or found.embedding.backbone is not None
+        about["baselines"] = baselines(found.support, found.y, len(found.classes), found.held_out, own, workers)
+    elif run is not None:
+        about["remarks"].append("probabilities and the limit for unlike pictures are from the run's validation tasks")
+    else:
+        about["remarks"].append("the probabilities are rough, and no picture can be called unlike every class")
+    about["warnings"] = warnings_of(about)
+    for line in (*about["remarks"], *about["warnings"]):
+        log.warning("%s", line)
+    return about
+
+
+def classes_of(pictures: Pictures, support: "Path | str") -> list[str]:
+    """Return the sorted names of the classes. Raises InputError unless there are two or more with pictures."""
+    skipped = pictures.listing.skipped
+    if not pictures.files:
+        raise InputError(nothing_to_use("support", support, skipped))
+    classes = sorted({str(label) for label in pictures.labels})
+    refuse_splits(classes)
+    if len(classes) < 2:
+        aside = f" ({len(skipped)} files were set aside: {skipped[0].file} {skipped[0].reason})" if skipped else ""
+        raise InputError(f"support={support} has one class, {classes[0]}: there must be two or more{aside}")
+    return classes
+
+
+def nothing_to_use(what: str, path: "Path | str", skipped: Sequence[tuple[str, str]]) -> str:
+    """Return the message for a source without any picture that can be used."""
+    reasons = "; ".join(f"{file} {reason}" for file, reason in skipped[:3]) or "it is empty"
+    more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    return f"{what}={path} holds no picture that can be used: {reasons}{more}"
+
+
+def calibrated(held_out: HeldOut, y: Tensor, false_alarms: float) -> tuple[str, tuple[float, float]]:
+    """Return the best classifier's name, and its temperature and threshold."""
+    chosen = validation.choose(held_out, y)
+    logits, distance = held_out.scores[chosen]
+    found = validation.temperature(logits, y[held_out.members])[0], validation.threshold(distance, false_alarms)
+    return chosen, found
+
+
+def from_tasks(run: Run, false_alarms: float) -> tuple[float, float]:
+    """Return temperature and threshold from the queries of a run's validation tasks."""
+    ways = max(run.tasks.output_size, 2)
+    method = RunMethod(run, ways)
+    logits, labels, distances = [], [], []
+    for i in range(RUN_TASKS):
+        support, query = run.data.episode("validation", i)
+        scores = next(iter(method(support.x, support.y, ways).values()))(query.x)
+        logits.append(scores.logits)
+        distances.append(scores.distance)
+        labels.append(query.y)
+    y = torch.cat(labels)
+    return validation.temperature(torch.cat(logits), y)[0], validation.threshold(torch.cat(distances), false_alarms)

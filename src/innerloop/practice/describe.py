@@ -1,0 +1,107 @@
+"""What is said of an adapted model: its pictures, its held-out predictions and those of simple baselines."""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from innerloop.errors import InputError
+from innerloop.practice.embedding import DEFAULT_BACKBONE, of_backbone
+from innerloop.practice.heads import MEANS, PIXELS, Scores, closed_form, pixel_means, raw_pixels
+from innerloop.practice.reading import Pictures, read_all
+from innerloop.practice.validation import HeldOut, Share, calibration_error, hold_out, reliability
+
+BACKBONE_MEANS = "class means of a backbone"
+FEW = 10
+"""Number of held-out pictures below which a report warns that its numbers are rough."""
+
+
+def accuracy(scores: Scores, y: Tensor) -> Share:
+    """Return the share of right answers of held-out scores. y: (m,)."""
+    return Share(int((scores.logits.argmax(1) == y).sum()), len(y))
+
+
+def describe_support(pictures: Pictures, classes: list[str]) -> dict[str, Any]:
+    """Return how many pictures of which class a model was adapted to, and how many were set aside."""
+    counts = Counter(pictures.labels)
+    return {
+        "pictures": len(pictures.files),
+        "skipped": len(pictures.listing.skipped),
+        "classes": {name: counts[name] for name in classes},
+    }
+
+
+def describe_validation(held_out: HeldOut, chosen: str, y: Tensor, temperature: float) -> dict[str, Any]:
+    """Return the held-out accuracy and calibration of the chosen classifier, and the accuracies of the others.
+
+    The calibration error is that of the pictures that the one number, the temperature, was fitted to.
+    """
+    labels, scores = y[held_out.members], held_out.scores[chosen]
+    share = accuracy(scores, labels)
+    probabilities = (scores.logits.double() / temperature).softmax(1).numpy()
+    return {
+        "left_out": "one by one" if held_out.folds == share.total else f"in {held_out.folds} parts",
+        "pictures": share.total,
+        "accuracy": share.value,
+        "interval": list(share.interval),
+        "calibration_error": calibration_error(reliability(probabilities, labels.numpy())),
+        "candidates": {name: accuracy(s, labels).value for name, s in held_out.scores.items()},
+    }
+
+
+def baselines(
+    pictures: Pictures, y: Tensor, classes: int, held_out: HeldOut, own: bool, workers: int
+) -> dict[str, dict[str, Any]]:
+    """Return the held-out accuracies of what a model must beat, on the same pictures.
+
+    These are always answering the most frequent class, class means of raw pixels, and class means of a backbone's
+    vectors: of the model's own if it has one (`own`), else of efficientnet_lite0 if it is installed.
+    """
+    labels = y[held_out.members]
+    often = int(torch.bincount(labels, minlength=classes).max())
+    found = {"the most frequent class": Share(often, len(labels))}
+    raw = hold_out(pixel_means, raw_pixels(pictures.thumbnails), y, classes)
+    assert raw is not None
+    found[PIXELS] = accuracy(raw.scores[PIXELS], y[raw.members])
+    vectors = pictures.x if own else _vectors(pictures, workers)
+    if vectors is not None:
+        means = hold_out(lambda *given: {MEANS: closed_form(*given)[MEANS]}, vectors, y, classes)
+        assert means is not None
+        found[BACKBONE_MEANS] = accuracy(means.scores[MEANS], y[means.members])
+    return {name: {"accuracy": s.value, "interval": list(s.interval)} for name, s in found.items()}
+
+
+def _vectors(pictures: Pictures, workers: int) -> Tensor | None:
+    """Return the vectors of the same pictures by the default backbone; None if it is not installed."""
+    try:
+        embedding = of_backbone(DEFAULT_BACKBONE, 16)
+    except InputError:
+        return None
+    again = read_all(pictures.listing.only(range(len(pictures.files))), embedding.preparation, embedding, workers)
+    return again.x if again.files == pictures.files else None
+
+
+def warnings_of(about: dict[str, Any]) -> list[str]:
+    """Return what a user must know of these numbers, in sentences."""
+    found = []
+    validation = about.get("validation")
+    if validation is None:
+        return [
+            "Every class has one picture, so nobody knows how good these predictions are. Two or more pictures of each "
+            "class would tell."
+        ]
+    for name, baseline in about["baselines"].items():
+        ours, theirs = validation["accuracy"], baseline["accuracy"]
+        # A backbone's own class means were among the classifiers to choose from.
+        if not (name == BACKBONE_MEANS and MEANS in validation["candidates"]) and ours <= theirs and theirs < 1:
+            found.append(
+                f"The adapted model does not beat {name}: {100 * ours:.1f} % against {100 * theirs:.1f} % of the "
+                "left-out pictures."
+            )
+    if validation["pictures"] < FEW:
+        found.append(f"Only {validation['pictures']} pictures could be left out, so the accuracy is a rough one.")
+    single = [name for name, n in about["support"]["classes"].items() if n == 1]
+    if single:
+        found.append(f"{len(single)} classes have one picture, which cannot be left out: {', '.join(single[:5])}.")
+    return found

@@ -1,0 +1,171 @@
+"""What the labelled pictures themselves say of a classifier: every one is predicted by models that have not seen it."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import brentq, minimize_scalar
+from torch import Tensor
+
+from innerloop.practice.heads import Scores
+
+ALL_ONCE = 200
+"""Up to this number of pictures, each is left out alone."""
+FOLDS = 50
+"""Number of parts that are left out in turn where there are more pictures."""
+Fit = Callable[[Tensor, Tensor, int], Mapping[str, Callable[[Tensor], Scores]]]
+"""fit(x, y, classes) -> classifiers by name. x: (n, …). y: (n,) class ids."""
+
+
+class HeldOut(NamedTuple):
+    """Scores of pictures by classifiers that were fitted without them.
+
+    members: (m,) their numbers, of classes that have another picture. scores: by name of classifier. folds: number of
+    parts that were left out in turn.
+    """
+
+    members: Tensor
+    scores: dict[str, Scores]
+    folds: int
+
+
+def hold_out(fit: Fit, x: Tensor, y: Tensor, classes: int, most_folds: int = ALL_ONCE) -> HeldOut | None:
+    """Return the held-out scores of all pictures whose class has others; None if no class has.
+
+    Each picture is left out alone if there are at most `most_folds`; otherwise they are left out in `FOLDS` parts, or
+    in as many as `most_folds`, none of which holds all pictures of a class.
+    """
+    index = torch.nonzero(torch.bincount(y, minlength=classes)[y] > 1).flatten()
+    if not len(index):
+        return None
+    folds = len(index) if len(index) <= most_folds else min(FOLDS, most_folds)
+    # Class by class, so that the pictures of one class are in as many parts as possible.
+    index = index[y[index].argsort(stable=True)]
+    found: dict[str, list[tuple[Tensor, Scores]]] = {}
+    for fold in range(folds):
+        out = index[fold::folds]
+        kept = torch.ones(len(y), dtype=torch.bool)
+        kept[out] = False
+        for name, model in fit(x[kept], y[kept], classes).items():
+            found.setdefault(name, []).append((out, model(x[out])))
+    complete = {name: parts for name, parts in found.items() if len(parts) == folds}
+    order = torch.cat([out for out, _ in next(iter(complete.values()))])
+    back = order.argsort()
+    scores = {
+        name: Scores(*(torch.cat([s[i] for _, s in parts])[back] for i in range(2))) for name, parts in complete.items()
+    }
+    return HeldOut(order[back], scores, folds)
+
+
+def temperature(logits: Tensor, y: Tensor) -> tuple[float, float]:
+    """Return the temperature that fits probabilities to held-out logits, and the mean log loss with it.
+
+    It is the one with the least log loss (Guo et al., 2017) among those whose mean probability of the predicted class
+    is at most (n + 1) / (n + 2), the rule of succession: after n right answers nobody knows that the next one is right.
+    Without that limit a few pictures that are all right would make a model sure of itself.
+
+    logits: (n, classes).
+    """
+    logits = logits.double()
+    n = len(logits)
+    spread = max(float(logits.std()), 1e-12)
+
+    def at(log_temperature: float) -> float:
+        return spread * math.exp(log_temperature)
+
+    def loss(log_temperature: float) -> float:
+        return float(F.cross_entropy(logits / at(log_temperature), y))
+
+    def too_sure(log_temperature: float) -> float:
+        return float((logits / at(log_temperature)).softmax(1).amax(1).mean()) - (n + 1) / (n + 2)
+
+    low, high = -8.0, 6.0
+    if too_sure(low) > 0 > too_sure(high):
+        low = brentq(too_sure, low, high)  # the confidence falls with the temperature
+    best = float(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
+    return at(best), loss(best)
+
+
+def threshold(distances: Tensor, false_alarms: float) -> float:
+    """Return the distance above which a picture is unlike every class, from held-out distances of known classes, (n,).
+
+    At most the share `false_alarms` of pictures of known classes exceeds it, on average over supports (split conformal
+    prediction, Vovk et al., 2005). With too few pictures for that share it is the largest distance.
+    """
+    n = len(distances)
+    rank = math.ceil((n + 1) * (1 - false_alarms))
+    return float(distances.sort().values[min(rank, n) - 1])
+
+
+def choose(held_out: HeldOut, y: Tensor) -> str:
+    """Return the name of the classifier with the most right answers, and of several the one with the least log loss."""
+    labels = y[held_out.members]
+
+    def worth(name: str) -> tuple[int, float]:
+        logits = held_out.scores[name].logits
+        return int((logits.argmax(1) == labels).sum()), -temperature(logits, labels)[1]
+
+    return max(held_out.scores, key=worth)
+
+
+class Share(NamedTuple):
+    """A share of right answers with its 95 % interval (Wilson, 1927)."""
+
+    right: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        return self.right / self.total if self.total else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Lower and upper end."""
+        n, z = self.total, 1.959964
+        if not n:
+            return math.nan, math.nan
+        centre = (self.value + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(self.value * (1 - self.value) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        # Rounding must not put the value outside of its interval.
+        return min(centre - half, self.value) if self.right else 0.0, max(centre + half, self.value) if (
+            self.right < n
+        ) else 1.0
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+class Bin(NamedTuple):
+    """Predictions of similar probability. confidence, accuracy: their means."""
+
+    size: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(probabilities: np.ndarray, y: np.ndarray, bins: int = 10) -> list[Bin]:
+    """Return the predictions by the probability of the predicted class. probabilities: (n, classes). y: (n,)."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == y
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    return [
+        Bin(int(k.sum()), float(confidence[k].mean()), float(right[k].mean()))
+        for k in (place == b for b in range(bins))
+        if k.any()
+    ]
+
+
+def calibration_error(bins: list[Bin]) -> float:
+    """Return the expected calibration error (Naeini et al., 2015): the mean of |accuracy - confidence|."""
+    total = sum(b.size for b in bins)
+    return sum(b.size * abs(b.accuracy - b.confidence) for b in bins) / total
+
+
+def area_under_roc(known: np.ndarray, unknown: np.ndarray) -> float:
+    """Return how often a score of an unknown picture is above one of a known picture; ties count half."""
+    below = np.searchsorted(np.sort(known), unknown, side="left")
+    not_above = np.searchsorted(np.sort(known), unknown, side="right")
+    return float((below + not_above).mean() / (2 * len(known)))

@@ -156,6 +156,7 @@ def test_the_standard_form() -> None:
     for form in (centred, whitened):
         torch.testing.assert_close(form(x).norm(dim=1), torch.ones(400))
     torch.testing.assert_close(centred.mean, x.mean(0))
+
     def spectrum(x: Tensor) -> Tensor:
         within = torch.cat([x[labels == k] - x[labels == k].mean(0) for k in range(8)]).double()
         return torch.linalg.eigvalsh(within.T @ within / 400)

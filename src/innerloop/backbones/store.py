@@ -92,7 +92,7 @@ def features(
     ):
         for image in images:
             keys.append(picture_digest(image))
-            if keys[-1] not in batches.known:
+            if keys[-1] not in batches:
                 batch[keys[-1]] = image
             if len(batch) == batch_size:
                 batches.start(batch)
@@ -103,19 +103,22 @@ def features(
 
 
 class _Batches:
-    """Batches that run at once. known: digest -> vector; of one that is still computed, nothing yet."""
+    """Batches of pictures that run at once. known: digest -> vector of those that are finished."""
 
     def __init__(self, backbone: Backbone, store: Store, pool: ThreadPoolExecutor, threads: int) -> None:
         self.backbone, self.store, self.pool, self.threads = backbone, store, pool, threads
-        self.known: dict[bytes, np.ndarray | None] = {**store.read()}
+        self.known, self.begun = store.read(), set[bytes]()
         self.waiting: deque[tuple[list[bytes], Future[Tensor]]] = deque()
         self.writable = True
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self.known or key in self.begun
 
     def start(self, batch: dict[bytes, np.ndarray]) -> None:
         """Start a batch, which is then empty, and finish the oldest one if enough are running."""
         stacked = torch.from_numpy(np.stack(list(batch.values())))
         self.waiting.append((list(batch), self.pool.submit(_alone, self.backbone, stacked)))
-        self.known.update(dict.fromkeys(batch))
+        self.begun.update(batch)
         batch.clear()
         if len(self.waiting) > self.threads:
             self.finish()

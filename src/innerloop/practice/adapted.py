@@ -125,10 +125,7 @@ def adapt(
     """
     if run is not None and backbone is not None:
         raise InputError("give run or backbone, not both: a run has a backbone of its own, or none")
-    if not 0 < false_alarms < 1:
-        raise InputError(f"false_alarms must be between 0 and 1, got {false_alarms}")
-    if min(workers, batch_size) < 1:
-        raise InputError(f"workers and batch_size must be above zero, got {workers} and {batch_size}")
+    check_numbers(false_alarms, workers, batch_size)
     listing = find(Path(support), labelled=True)
     loaded = run if run is None or isinstance(run, Run) else load_run(Path(run), allow=allow)
     embedding = of_run(loaded, batch_size) if loaded else of_backbone(backbone or DEFAULT_BACKBONE, batch_size)
@@ -159,6 +156,14 @@ def adapt(
         chosen=chosen,
     )
     return replace(found, about=_about(found, loaded, method.remarks if method else [], false_alarms, workers))
+
+
+def check_numbers(false_alarms: float, workers: int, batch_size: int) -> None:
+    """Raise InputError for numbers that are not possible."""
+    if not 0 < false_alarms < 1:
+        raise InputError(f"false_alarms must be between 0 and 1, got {false_alarms}")
+    if min(workers, batch_size) < 1:
+        raise InputError(f"workers and batch_size must be above zero, got {workers} and {batch_size}")
 
 
 def _about(found: Adapted, run: Run | None, remarks: list[str], false_alarms: float, workers: int) -> dict[str, Any]:

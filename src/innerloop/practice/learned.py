@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,12 +25,15 @@ class NetModel:
     """A net with a task's weights and fixed statistics of its batch norms, so that each picture is predicted alone.
 
     x: (n, *input_shape), real-valued, or uint8 pictures, which are divided by 255.
-    statistics: name of a batch norm -> mean and variance per channel. classes: number of classes of the task.
+    statistics: name of a batch norm -> mean and variance per channel. input_shape: of one x. outputs: of the net.
+    classes: number of classes of the task; further outputs are not used.
     novelty: on the features of the net's body, the input of its head.
     """
 
     net: nn.Module
     statistics: Mapping[str, Moments]
+    input_shape: tuple[int, ...]
+    outputs: int
     classes: int
     novelty: Novelty | None = None
 
@@ -83,6 +86,7 @@ class RunMethod:
         learner = run.learner
         self.net, self.adaptation, self.remarks = learner.net, learner.adaptation, list[str]()
         self.steps, self.ways = [run.step], run.tasks.output_size
+        self.outputs = self.ways
         if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.net.modules()):
             raise InputError(
                 f"{run.path}: the net has batch norms of torch's, whose predictions depend on all pictures"
@@ -102,7 +106,7 @@ class RunMethod:
                 f"{run.path} has a head of {self.ways} classes that cannot be exchanged for one of {classes}"
             )
         self.net = copy.deepcopy(self.net)
-        self.net.head = nn.Linear(head.in_features, classes)
+        self.net.head, self.outputs = nn.Linear(head.in_features, classes), classes
         if self.adaptation.frees_ways and not any(isinstance(m, Generate) for m in self.adaptation.modules()):
             return  # its head is built for the classes at hand
         self.remarks.append(
@@ -125,12 +129,12 @@ class RunMethod:
         found = {}
         for step in self.steps:
             weights = {name: w.detach() for name, w in path[min(step, len(path) - 1)].items()}
-            model = NetModel(with_weights(self.net, weights), self._statistics(weights, support.x, step), classes)
+            net, statistics = with_weights(self.net, weights), self._statistics(weights, support.x, step)
+            model = NetModel(net, statistics, tuple(support.x.shape[1:]), self.outputs, classes)
             f = model.features(x)
             form = standard(f, y, whiten=False)
-            novelty = Novelty(form, class_means(form(f), y, classes))
             name = f"the run after {step} inner steps" if self.adaptation.training_steps else "the run"
-            found[name] = NetModel(model.net, model.statistics, classes, novelty)
+            found[name] = replace(model, novelty=Novelty(form, class_means(form(f), y, classes)))
         return found
 
     @torch.no_grad()

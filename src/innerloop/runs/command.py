@@ -169,6 +169,23 @@ def typed_value(key: str, argv: Sequence[str]) -> str | None:
     return next((a.partition("=")[2].strip("\"'") for a in argv if a.startswith(f"{key}=")), None)
 
 
+def quoted_paths(argv: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Return a command line whose values of these keys are quoted for Hydra, unless they are already.
+
+    A path may hold what Hydra's grammar gives a meaning, such as spaces, commas and brackets.
+    """
+    found = []
+    for argument in argv:
+        key, equals, value = argument.partition("=")
+        if equals and key in keys and value and value[0] not in "'\"" and not re.fullmatch(r"[\w./-]+", value):
+            value = re.sub(r'(\\*)"', r'\1\1\\"', value)  # backslashes count only before a quote
+            trailing = len(value) - len(value.rstrip("\\"))
+            value = '"' + value + "\\" * trailing + '"'
+            value = value.replace("${", "\\${")
+        found.append(f"{key}{equals}{value}")
+    return found
+
+
 def remove_empty(directory: Path) -> None:
     """Remove a directory if it is empty, then its parents as long as they are empty, but nothing above or outside.
 

@@ -1,4 +1,4 @@
-"""The schemas of the configurations of train.py and evaluate.py, and the resolvers that their files use."""
+"""The schemas of the configurations of train.py, evaluate.py and adapt.py, and the resolvers that their files use."""
 
 import os
 import re
@@ -115,6 +115,26 @@ class EvaluateConfig:
     allow: list[str] = field(default_factory=list)
 
 
+@dataclass
+class AdaptConfig:
+    """`adapt.py`."""
+
+    support: str | None = MISSING
+    query: str | None = MISSING
+    out: str = MISSING
+    run: str | None = MISSING
+    model: str | None = MISSING
+    backbone: str | None = MISSING
+    false_alarms: float = MISSING
+    look_below: float = MISSING
+    overwrite: bool = MISSING
+    workers: int = MISSING
+    batch_size: int = MISSING
+    threads: int | None = MISSING
+    traceback: bool = MISSING
+    allow: list[str] = field(default_factory=list)
+
+
 _token = secrets.token_hex(3)
 
 
@@ -138,6 +158,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="adapt_schema", node=AdaptConfig)
     OmegaConf.register_new_resolver("token", lambda: _token, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("either", lambda first, second: first or second, replace=True)
     OmegaConf.register_new_resolver("run_name", lambda _root_: run_name(_root_), replace=True)

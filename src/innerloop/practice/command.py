@@ -1,0 +1,142 @@
+"""What `adapt.py` does: adapt to labelled pictures or read an adapted model, predict new ones, write a folder."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from innerloop.errors import InputError
+from innerloop.practice.adapted import Adapted, adapt
+from innerloop.practice.model_file import MODEL, load, model_bytes
+from innerloop.practice.output import check_out, csv_text, write_out
+from innerloop.practice.predictions import Predictions, shown
+from innerloop.practice.report import report
+from innerloop.practice.validation import Share
+from innerloop.runs.record import messages
+
+log = logging.getLogger("innerloop")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of `adapt.py`: see conf/adapt.yaml."""
+
+    out: str
+    support: str | None = None
+    query: str | None = None
+    run: str | None = None
+    model: str | None = None
+    backbone: str | None = None
+    false_alarms: float = 0.05
+    look_below: float = 0.8
+    overwrite: bool = False
+    workers: int = 4
+    batch_size: int = 16
+    threads: int | None = None
+    allow: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.support is None) == (self.model is None):
+            raise InputError("give support=LABELLED, labelled pictures, or model=DIR, what an adaptation left")
+        if self.model is not None:
+            for name in ("run", "backbone"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"{name}={getattr(self, name)}: an adapted model has its own; leave {name} out")
+            if self.query is None:
+                raise InputError("model=… predicts new pictures: add query=NEW")
+        if not 0 <= self.look_below <= 1:
+            raise InputError(f"look_below must be from 0 to 1, got {self.look_below}")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads must be above zero, got {self.threads}")
+        if min(self.workers, self.batch_size) < 1:
+            raise InputError(f"workers and batch_size must be above zero, got {self.workers} and {self.batch_size}")
+
+    def do(self) -> None:
+        """Adapt, predict, write the folder `out` and print what matters."""
+        start = time.perf_counter()
+        out = Path(self.out).expanduser()
+        check_out(out, self.overwrite)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        adapted = self._adapted()
+        predictions = None
+        if self.query is not None:
+            predictions = adapted.predict(self.query, look_below=self.look_below, workers=self.workers)
+        sources = {name: getattr(self, name) for name in ("support", "model", "query")}
+        page = report(adapted, predictions, {k: str(v) for k, v in sources.items() if v is not None}, self.workers)
+        contents: dict[str, bytes | str] = {
+            "summary.json": json.dumps(summary(adapted, predictions, sources), indent=1, ensure_ascii=False) + "\n",
+            "skipped.csv": skipped_table(adapted, predictions),
+            "report.html": page,
+        }
+        if self.model is None:
+            contents[MODEL] = model_bytes(adapted)
+        if predictions is not None:
+            contents["predictions.csv"] = csv_text(predictions.columns(), predictions.rows())
+        write_out(out, contents, self.overwrite)
+        print(closing(adapted, predictions, out, time.perf_counter() - start), flush=True)
+
+    def _adapted(self) -> Adapted:
+        if self.model is not None:
+            return load(self.model, batch_size=self.batch_size, allow=self.allow)
+        assert self.support is not None
+        return adapt(
+            self.support,
+            run=self.run,
+            backbone=self.backbone,
+            false_alarms=self.false_alarms,
+            workers=self.workers,
+            batch_size=self.batch_size,
+            allow=self.allow,
+        )
+
+
+def summary(adapted: Adapted, predictions: Predictions | None, sources: dict[str, str | None]) -> dict[str, Any]:
+    """Return the content of summary.json."""
+    found: dict[str, Any] = {f"{name}_path": path and shown(path) for name, path in sources.items()}
+    found |= adapted.about
+    return found | ({"new_pictures": predictions.summary()} if predictions is not None else {})
+
+
+def skipped_table(adapted: Adapted, predictions: Predictions | None) -> str:
+    """Return skipped.csv: each file that was not used, and why."""
+    given = {"support": adapted.support.listing.skipped if adapted.support is not None else []}
+    given["query"] = predictions.skipped if predictions is not None else []
+    rows = [
+        {"of": name, "file": shown(file), "reason": shown(reason)}
+        for name, skipped in given.items()
+        for file, reason in skipped
+    ]
+    return csv_text(("of", "file", "reason"), rows)
+
+
+def closing(adapted: Adapted, predictions: Predictions | None, out: Path, seconds: float) -> str:
+    """Return what is printed at the end."""
+    about = adapted.about
+    support = about["support"]
+    lines = [f"{len(adapted.classes)} classes, {support['pictures']} labelled pictures, {support['skipped']} set aside"]
+    lines.append(f"{about['method']} on {about['features']}")
+    if (found := about.get("validation")) is not None:
+        share = Share(round(found["accuracy"] * found["pictures"]), found["pictures"])
+        lines.append(f"left-out labelled pictures: {share} right")
+        lines += [f"  {name}: {100 * b['accuracy']:.1f} %" for name, b in about["baselines"].items()]
+    if predictions is not None:
+        new = predictions.summary()
+        lines.append(f"{new['pictures']} new pictures, {new['skipped']} set aside, {new['look']} deserve a look")
+        if (evaluation := new.get("evaluation")) is not None:
+            share = Share(round(evaluation["accuracy"] * evaluation["pictures"]), evaluation["pictures"])
+            lines.append(f"labelled new pictures: {share} right")
+    lines.append(f"{out / 'report.html'} ({seconds:.0f} s)")
+    return "\n".join(lines)
+
+
+def adapt_command(cfg: Mapping[str, Any]) -> None:
+    """Do what the configuration of `adapt.py` says."""
+    values = {name: value for name, value in cfg.items() if name not in ("traceback", "allow")}
+    with messages():
+        Settings(**values, allow=tuple(cfg["allow"])).do()

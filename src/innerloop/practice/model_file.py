@@ -1,0 +1,144 @@
+"""The file `adapted.pt`: an adapted model as tensors and plain containers, which are data and no code."""
+
+import io
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from innerloop.backbones import Standard
+from innerloop.episodes import weights_of, with_weights
+from innerloop.errors import InputError
+from innerloop.practice.adapted import Adapted
+from innerloop.practice.embedding import restored
+from innerloop.practice.heads import Novelty, VectorModel
+from innerloop.practice.learned import NetModel
+from innerloop.runs.signatures import make
+
+MODEL = "adapted.pt"
+FORMAT = 1
+"""Raise it when the content of the file changes, so that another version refuses it instead of misreading it."""
+
+
+def model_bytes(adapted: Adapted) -> bytes:
+    """Return the content of the file of a model."""
+    content = {
+        "format": FORMAT,
+        "innerloop": _version(),
+        "classes": adapted.classes,
+        "temperature": adapted.temperature,
+        "threshold": adapted.threshold,
+        "seen": sorted(digest.hex() for digest in adapted.seen),
+        "about": adapted.about,
+        "embedding": adapted.embedding.state(),
+        "model": _state(adapted),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def load(path: "Path | str", *, batch_size: int = 16, allow: Sequence[str] = ()) -> Adapted:
+    """Return the model of a file adapted.pt, or of the folder that it is in. Nothing in the file is run as code.
+
+    batch_size: pictures that a backbone sees at once. allow: packages besides innerloop that the net's class may be
+    from: see `innerloop.load`.
+    Raises InputError if it is missing, broken or of another version, or its backbone is another one today.
+    """
+    path = Path(path).expanduser()
+    file = path / MODEL if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"{path}: there is no adapted model (a file {MODEL}, or the folder that it is in)")
+    try:
+        content = torch.load(io.BytesIO(file.read_bytes()), map_location="cpu", weights_only=True)
+        found = content["format"]
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except Exception as error:  # torch raises nearly anything for damaged bytes
+        raise InputError(f"{file} is no adapted model, or is damaged: {_first_line(error)}") from error
+    if found != FORMAT:
+        raise InputError(
+            f"{file} was written by another version of innerloop ({content.get('innerloop')}, format {found}; this one "
+            f"reads format {FORMAT}): adapt again"
+        )
+    try:
+        state = content["model"]
+        return Adapted(
+            classes=list(content["classes"]),
+            embedding=restored(content["embedding"], batch_size),
+            model=_net_model(state, allow) if "net" in state else _vector_model(state),
+            temperature=float(content["temperature"]),
+            threshold=content["threshold"],
+            seen=frozenset(map(bytes.fromhex, content["seen"])),
+            about=content["about"],
+            net=state.get("net"),
+        )
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{file} is no whole adapted model: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _state(adapted: Adapted) -> dict[str, Any]:
+    model = adapted.model
+    if isinstance(model, VectorModel):
+        return {
+            "form": list(model.form),
+            "weight": model.weight,
+            "bias": model.bias,
+            "novelty": _novelty_state(model.novelty),
+        }
+    assert isinstance(model, NetModel)
+    assert model.novelty is not None
+    weights = {name: w.detach() for name, w in weights_of(model.net).items()}
+    return {
+        "net": adapted.net,
+        "input_shape": list(model.input_shape),
+        "outputs": model.outputs,
+        "weights": weights,
+        "statistics": {name: list(moments) for name, moments in model.statistics.items()},
+        "classes": model.classes,
+        "novelty": _novelty_state(model.novelty),
+    }
+
+
+def _novelty_state(novelty: Novelty) -> dict[str, Any]:
+    return {"form": list(novelty.form), "means": novelty.means}
+
+
+def _novelty(state: dict[str, Any]) -> Novelty:
+    return Novelty(Standard(*state["form"]), state["means"])
+
+
+def _vector_model(state: dict[str, Any]) -> VectorModel:
+    return VectorModel(Standard(*state["form"]), state["weight"], state["bias"], _novelty(state["novelty"]))
+
+
+def _net_model(state: dict[str, Any], allow: Sequence[str]) -> NetModel:
+    shape = tuple(state["input_shape"])
+    net: nn.Module = make(state["net"], "net", nn.Module, allow, input_shape=shape, output_size=state["outputs"])
+    expected = {name: w.shape for name, w in weights_of(net).items()}
+    if {name: w.shape for name, w in state["weights"].items()} != expected:
+        raise InputError("the model's weights do not fit its net")
+    net.eval().requires_grad_(False)
+    statistics = {name: (mean, variance) for name, (mean, variance) in state["statistics"].items()}
+    return NetModel(
+        with_weights(net, state["weights"]),
+        statistics,
+        shape,
+        state["outputs"],
+        state["classes"],
+        _novelty(state["novelty"]),
+    )
+
+
+def _version() -> str | None:
+    try:
+        return version("innerloop")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).partition("\n")[0].split())[:200] or type(error).__name__

@@ -1,0 +1,71 @@
+"""The folder that an adaptation leaves: written whole or not at all, and never over somebody's files."""
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from innerloop.devices.files import write_whole, writing
+from innerloop.errors import InputError
+
+FILES = ("predictions.csv", "summary.json", "skipped.csv", "report.html", "adapted.pt")
+"""Everything that an adaptation writes."""
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Raise InputError if a folder cannot be written to: it is a file, or holds files that may not be replaced."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise InputError(f"out={out} is there and is no folder")
+    try:
+        found = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    except OSError as error:
+        raise InputError(f"out={out} cannot be read: {error.strerror}") from error
+    others = [name for name in found if name not in FILES]
+    if others:
+        raise InputError(f"out={out} holds {others[0]}, which is not of an adaptation: choose another folder")
+    if found and not overwrite:
+        raise InputError(f"out={out} is there: choose another folder, or set overwrite=true")
+
+
+def write_out(out: Path, contents: Mapping[str, bytes | str], overwrite: bool) -> None:
+    """Write the files of an adaptation as a folder. An earlier one is replaced at once, and only if that may be.
+
+    contents: name, one of FILES -> content. Raises WriteError that names what cannot be written; the folder is then as
+    it was.
+    """
+    check_out(out, overwrite)
+    draft, earlier = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
+    try:
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            draft.mkdir()
+        for name, content in contents.items():
+            write_whole(draft / name, content)
+        with writing(out):
+            _exchange(out, draft, earlier)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _exchange(out: Path, draft: Path, earlier: Path) -> None:
+    if not out.exists():
+        draft.rename(out)
+        return
+    out.rename(earlier)
+    try:
+        draft.rename(out)
+    except OSError:
+        earlier.rename(out)
+        raise
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
+    """Return a table as CSV text, in UTF-8 with bytes of file names that are no UTF-8 as escapes."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode("utf-8", "backslashreplace").decode()

@@ -139,8 +139,8 @@ def test_rare_classes_are_left_out_of_their_split_alone(
     before = folder.load(str(root), size=4)
     for name in "ag":  # two of the training classes
         assert name in names(before)["train"]
-        for picture in ("1.png", "2.png"):
-            (root / name / picture).unlink()
+        for file in ("1.png", "2.png"):
+            (root / name / file).unlink()
     after = folder.load(str(root), size=4)
     assert names(after) == names(before)
     with caplog.at_level(logging.WARNING, logger="innerloop"):

@@ -1,0 +1,60 @@
+"""Small pictures of classes that differ, in folders, for the tests of practice."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from innerloop.backbones import Backbone
+from innerloop.backbones.backbone import frozen
+
+
+class Patches(nn.Module):
+    """The means of the 16 patches of a picture, in every channel: (n, 3, 16, 16) -> (n, 48)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(4)
+        self.scale = nn.Parameter(torch.ones(1))
+        self.seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        return (self.scale * self.pool(x)).flatten(1)
+
+
+def tiny(name: str = "tiny") -> Backbone:
+    if name not in ("tiny", "efficientnet_lite0"):
+        from innerloop.backbones import named
+
+        return named(name)
+    return frozen("tiny", Patches(), 16, [0.5] * 3, [0.25] * 3)
+
+
+def drawing(kind: int, number: int, size: tuple[int, int] = (24, 24)) -> Image.Image:
+    """A picture of a class: a background of its own with noise, different for every number."""
+    centre = np.random.default_rng(kind).integers(40, 216, (4, 4, 3))
+    noise = np.random.default_rng([kind, number]).normal(0, 25, (4, 4, 3))
+    small = Image.fromarray((centre + noise).clip(0, 255).astype(np.uint8))
+    return small.resize(size, Image.Resampling.NEAREST)
+
+
+def encoded(image: Image.Image, suffix: str = "png", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()), **options)
+    return file.getvalue()
+
+
+def write(root: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def classes(names: str = "abc", each: int = 4, first: int = 0) -> dict[str, bytes]:
+    """path -> bytes of pictures in class folders. Pictures of other numbers are others of the same classes."""
+    return {f"{name}/{i}.png": encoded(drawing(ord(name[0]), i)) for name in names for i in range(first, first + each)}

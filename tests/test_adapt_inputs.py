@@ -1,0 +1,408 @@
+"""What a person's folders may hold: each kind of bad input is one clear line, or a row among what was set aside."""
+
+import codecs
+import csv
+import io
+import os
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Here, train
+from pictures import classes, drawing, encoded, tiny, write
+from PIL import Image
+
+from innerloop import practice
+from innerloop.datasets import files as data_files
+from innerloop.episodes import InputError
+from innerloop.practice import model_file
+
+__all__ = ["train"]
+Files = dict[str, bytes]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("innerloop.practice.embedding.named", tiny)
+    monkeypatch.setattr("innerloop.backbones.store.cache_folder", lambda name: tmp_path / "cache" / name)
+
+
+def set_aside(support: Path, **settings: Any) -> dict[str, str]:
+    """File -> reason, of labelled pictures beside twelve good ones, which are used."""
+    adapted = practice.adapt(support, **settings)
+    assert adapted.support is not None
+    assert {f"{name}/{i}.png" for name in "abc" for i in range(4)} <= set(adapted.support.files) | {"a/0.png"}
+    assert adapted.about["validation"]["accuracy"] >= 0.9
+    return {skipped.file: skipped.reason for skipped in adapted.support.listing.skipped}
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def zipped(files: Files, path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a/x.png", b"", "not a readable PNG: the file is empty"),
+        ("a/x.png", encoded(noise(40, 40))[:700], "not a readable PNG"),
+        ("a/x.jpg", encoded(noise(90, 90), "jpg")[:-800], "not a readable JPG: image file is truncated"),
+        ("a/x.jpg", b"<html>not found</html>", "not a readable JPG: it is of no known format"),
+        ("a/x.webp", os.urandom(300), "not a readable WEBP"),
+        ("a/notes.txt", b"by hand", "is of no picture format"),
+        ("a/model.pkl", b"\x80\x04", "is of no picture format"),
+        ("x.png", encoded(drawing(1, 1)), "is in no class folder"),
+        ("a/x.tif", encoded(Image.new("F", (5, 5), 700), "tif"), "real values that are not from 0 to 1"),
+        ("a/x.tif", encoded(Image.new("I", (5, 5), 2**20), "tif"), "more than 16 bits per channel"),
+        ("b/x.png", classes()["a/0.png"], r"is the same picture as a/0\.png, of another class"),
+        ("a/x.png", classes()["a/0.png"], r"is the same picture as a/0\.png"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_set_aside(packed: bool, name: str, data: bytes, reason: str, tmp_path: Path) -> None:
+    files = {**classes(), name: data}
+    support = zipped(files, tmp_path / "own.zip") if packed else write(tmp_path / "own", files)
+    found = set_aside(support)
+    assert list(found) == (["a/0.png", name] if name == "b/x.png" else [name])
+    assert reason.replace("\\", "") in found[name]
+
+
+def animated(suffix: str) -> bytes:
+    frames = [drawing(ord("a"), i) for i in (7, 8, 9)]
+    return encoded(frames[0], suffix, save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("x.png", encoded(drawing(ord("a"), 7).convert("CMYK").convert("RGB"))),
+        ("x.jpg", encoded(drawing(ord("a"), 7).convert("CMYK"), "jpg", quality=95)),
+        ("x.gif", encoded(drawing(ord("a"), 7).quantize(64), "gif")),
+        ("x.png", encoded(drawing(ord("a"), 7).convert("RGBA"))),
+        ("x.gif", animated("gif")),
+        ("x.webp", animated("webp")),
+        ("x.png", encoded(drawing(ord("a"), 7, (30_000, 12)))),
+        ("x.jpg", encoded(drawing(ord("a"), 7))),  # a PNG by another name
+        ("x.JPEG", encoded(drawing(ord("a"), 7), "jpg", quality=95)),
+        ("x.jfif", encoded(drawing(ord("a"), 7), "jpg", quality=95)),
+        ("x.bmp", encoded(drawing(ord("a"), 7), "bmp")),
+        ("x.tif", encoded(drawing(ord("a"), 7), "tif")),
+        ("x.png", encoded(Image.fromarray(np.asarray(drawing(ord("a"), 7).convert("L")).astype(np.uint16) * 257))),
+    ],
+)
+def test_pictures_of_all_kinds_are_read(name: str, data: bytes, tmp_path: Path) -> None:
+    """Colours, depths, formats and shapes: the picture is that of its class all the same, if it has colours."""
+    adapted = practice.adapt(write(tmp_path / "own", classes()))
+    found = adapted.predict(write(tmp_path / "new", {name: data}))
+    assert found.files == [name]
+    if Image.open(io.BytesIO(data)).mode not in ("L", "I;16"):
+        assert found.rows()[0]["predicted"] == "a"
+
+
+def test_a_turned_picture_has_the_features_of_the_upright_one(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = drawing(ord("a"), 7, (48, 24))
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    new = write(tmp_path / "new", {"up.png": encoded(upright), "turned.png": encoded(turned, exif=exif)})
+    found = practice.adapt(write(tmp_path / "own", classes())).predict(new)
+    assert found.files == ["turned.png", "up.png"]
+    np.testing.assert_allclose(found.probabilities[0], found.probabilities[1], rtol=0, atol=1e-12)
+
+
+def test_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    support = write(tmp_path / "own", {**classes(), "a/bomb.png": encoded(Image.new("1", (3000, 3000)))})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    assert "exceeds limit of 2000000 pixels" in set_aside(support)["a/bomb.png"]
+    monkeypatch.undo()
+    small_files = write(tmp_path / "two", {**classes(), "a/bomb.png": bytes(2**20 + 1)})
+    monkeypatch.setattr("innerloop.practice.embedding.named", tiny)
+    monkeypatch.setattr("innerloop.backbones.store.cache_folder", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(data_files, "LARGEST_FILE", 2**20)
+    assert "larger than 1 MB" in set_aside(small_files)["a/bomb.png"]
+
+
+def test_hidden_and_system_files_are_no_pictures(tmp_path: Path) -> None:
+    hidden = (".DS_Store", "a/.x.png", "a/Thumbs.db", "__MACOSX/a/._0.png", ".git/a/0.png", "a/desktop.ini")
+    assert set_aside(write(tmp_path / "own", classes() | dict.fromkeys(hidden, b"x"))) == {}
+
+
+def test_links_and_pipes(tmp_path: Path) -> None:
+    support = write(tmp_path / "own", classes())
+    (support / "a" / "loop").symlink_to(support)
+    (support / "a" / "x.png").symlink_to(support / "b" / "0.png")
+    (support / "dead.png").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(support / "a" / "pipe.png")
+    found = set_aside(support)
+    assert sorted(found) == ["a/loop", "a/pipe.png", "a/x.png", "dead.png"]
+    assert "no file but a pipe" in found.pop("a/pipe.png")
+    assert all("is a link" in reason for reason in found.values())
+    table = tmp_path / "table.csv"
+    rows = [f"own/{name},{name[0]}" for name in classes()] + ["own/a/pipe.png,a"]
+    table.write_text("file,label\n" + "\n".join(rows))
+    found = {s.file: s.reason for s in practice.adapt(table).support.listing.skipped}  # type: ignore[union-attr]
+    assert found == {"own/a/pipe.png": "is no file"}
+
+
+def test_unreadable_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    support = write(tmp_path / "own", {**classes(), "a/x.png": b"secret", "locked/y.png": b"secret"})
+    opened, scan = os.open, os.scandir
+
+    def refuse(path: Any, *rest: Any) -> int:
+        if str(path).endswith("x.png"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *rest)
+
+    def refuse_folder(path: Any) -> Any:
+        if str(path).rstrip("/").endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "scandir", refuse_folder)
+    assert set_aside(support) == {
+        "a/x.png": "cannot be read: Permission denied",
+        "locked/": "cannot be read: Permission denied",
+    }
+
+
+def test_odd_names(tmp_path: Path, here: Here) -> None:
+    """Names that are no UTF-8, very long ones, ones that look like HTML, formulas or options."""
+    odd = [b"caf\xe9.png", b"n" * 250 + b".png", b"<script>alert(1)</script>".replace(b"/", b"") + b".png"]
+    odd += [b"=1+1.png", b"-rf.png", b'a,b;"c".png', "ä\u202eß\n.png".encode()]
+    new = tmp_path / "new"
+    new.mkdir()
+    for i, name in enumerate(odd):
+        with open(os.path.join(os.fsencode(new), name), "wb") as file:
+            file.write(encoded(drawing(ord("a"), 20 + i)))
+    support = write(tmp_path / "own", {name.replace("a/", "<b>&amp;/"): data for name, data in classes().items()})
+    status, err = here("adapt.py", f"support={support}", f"query={new}", "out=out")
+    assert status == 0, err
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8"))))
+    assert {row["predicted"] for row in rows} == {"<b>&amp;"}
+    assert len(rows) == len(odd)
+    assert "caf\\udce9.png" in {row["file"] for row in rows}
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "<b>&amp;</b>" not in page
+    assert "&lt;b&gt;&amp;amp;" in page
+
+
+def table_of(separator: str = ",", end: str = "\n", head: str = "file{0}label") -> str:
+    rows = [f"{name}{separator}{name[0]}" for name in classes()]
+    return end.join([head.format(separator), *rows, ""])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        table_of().encode(),
+        table_of(";").encode(),
+        table_of("\t").encode(),
+        table_of("|").encode(),
+        table_of(end="\r\n").encode(),
+        table_of(end="\r").encode(),
+        codecs.BOM_UTF8 + table_of(";", "\r\n").encode(),
+        table_of("\t", "\r\n").encode("utf-16"),
+        table_of(head="Path{0}Species").encode(),
+        table_of(head=" FILENAME {0} Class ").encode(),
+        table_of().replace("a/0.png", r"a\0.png").encode(),
+        (table_of() + "\n\n,\n").encode(),
+    ],
+)
+def test_tables(text: bytes, tmp_path: Path) -> None:
+    write(tmp_path, classes())
+    (tmp_path / "table.csv").write_bytes(text)
+    adapted = practice.adapt(tmp_path / "table.csv")
+    assert adapted.about["support"] == {"pictures": 12, "skipped": 0, "classes": {"a": 4, "b": 4, "c": 4}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"file,name\na/0.png,a\n", r"has no column label \(or class, .*\), only file, name"),
+        (b"a/0.png,a\nb/0.png,b\n", r"has no column file \(or filename, .*\), only a/0\.png, a"),
+        (b"file,label\n", "has no rows below"),
+        (b"", "has no column file .*, only none"),
+        (b"file,label\nx.png,caf\xe9\n", "is no UTF-8 text .* save it as UTF-8"),
+        (b"file,label\nx/0.png,a\ny/0.png,b\n", r"holds no picture that can be used: x/0\.png cannot be read: No such"),
+    ],
+)
+def test_tables_that_cannot_be(text: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_bytes(text)
+    with pytest.raises(InputError, match=message):
+        practice.adapt(tmp_path / "table.csv")
+
+
+def test_rows_that_cannot_be(tmp_path: Path) -> None:
+    write(tmp_path, classes())
+    more = "a/9.png,a\nb/0.png,c\n,a\na/1.png,\n"
+    (tmp_path / "table.csv").write_text(table_of() + more)
+    adapted = practice.adapt(tmp_path / "table.csv")
+    assert {s.file: s.reason for s in adapted.support.listing.skipped} == {  # type: ignore[union-attr]
+        "a/9.png": "cannot be read: No such file or directory",
+        "b/0.png": "has several labels in table.csv: b, c",
+        "table.csv (label a)": "its row names no file",
+        "a/1.png": "has several labels in table.csv: None, a",
+    }
+
+
+Make = Callable[[Path], Path]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p / "nowhere", "there is no such folder or file"),
+        (lambda p: write(p, {"own/a/0.txt": b""}) / "own", r"holds no picture .* a/0\.txt is of no picture format"),
+        (lambda p: write(p, {"own/.hidden": b""}) / "own", "holds no picture that can be used: it is empty"),
+        (lambda p: write(p, classes("a")), "has one class, a: there must be two or more"),
+        (lambda p: write(p, {**classes("a"), "b/0.png": b""}), r"one class, a: .* \(1 files were set aside: b/0\.png"),
+        (lambda p: write(p, {"0.png": classes()["a/0.png"]}), r"0\.png is in no class folder"),
+        (
+            lambda p: write(p, {f"{s}/{n}": d for s in ("train", "Test") for n, d in classes(s[0]).items()}),
+            "like splits",
+        ),
+        (lambda p: write(p, {"a.png": classes()["a/0.png"]}) / "a.png", "a folder for each class, or a CSV"),
+        (lambda p: write(p, {"a.zip": b"PK\x03\x04"}) / "a.zip", "is not a valid zip file"),
+        (lambda p: write(p, {"a.tar": b""}) / "a.tar", "a folder for each class, or a CSV"),
+        (lambda p: write(p, {"a" * 200 + ".csv": b"file"}) / ("b" * 300), "cannot be read|no such folder"),
+    ],
+)
+def test_supports_that_cannot_be(make: Make, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        practice.adapt(make(tmp_path / "given"))
+
+
+def test_a_zip_file_that_leads_elsewhere(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("a/link.png")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "own.zip", "w") as archive:
+        for name, data in classes().items():
+            archive.writestr(name, data)
+        archive.writestr("../out.png", classes()["a/0.png"])
+        archive.writestr("/etc/x.png", classes()["a/0.png"])
+        archive.writestr(link, "/etc/passwd")
+    assert list(set_aside(tmp_path / "own.zip")) == ["../out.png", "/etc/x.png", "a/link.png"]
+    assert not (tmp_path.parent / "out.png").exists()
+
+
+def test_common_folders_are_no_class(tmp_path: Path) -> None:
+    write(tmp_path, {f"my/pictures/{name}": data for name, data in classes().items()})
+    assert practice.adapt(tmp_path / "my").classes == ["a", "b", "c"]
+    deep = write(tmp_path / "deep", {name.replace("/", "/site 1/"): data for name, data in classes().items()})
+    assert practice.adapt(deep).classes == ["a", "b", "c"]
+
+
+def test_one_picture_of_each_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    adapted = practice.adapt(write(tmp_path / "own", classes(each=1)))
+    assert adapted.threshold is None
+    assert "validation" not in adapted.about
+    assert any("nobody knows how good" in record.getMessage() for record in caplog.records)
+    found = adapted.predict(write(tmp_path / "new", classes(each=2, first=5)))
+    assert [row["predicted"] for row in found.rows()] == ["a", "a", "b", "b", "c", "c"]
+    assert found.look().count("unlike every class") == 0
+    some = practice.adapt(write(tmp_path / "some", {**classes("ab"), **classes("c", each=1)}))
+    assert some.about["validation"]["pictures"] == 8
+    assert any("1 classes have one picture" in line for line in some.about["warnings"])
+
+
+def test_pictures_of_the_support_among_the_new_ones(tmp_path: Path) -> None:
+    adapted = practice.adapt(write(tmp_path / "own", classes()))
+    new = write(tmp_path / "new", {"a/old.png": classes()["a/1.png"], **classes("ab", each=1, first=9)})
+    found = adapted.predict(new)
+    assert found.in_support.tolist() == [False, True, False]
+    assert found.look()[1] == "among the labelled pictures"
+    evaluation = found.evaluation()
+    assert evaluation is not None
+    assert evaluation["pictures"] == 2, "a picture that it was adapted to is no test"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give support=LABELLED, labelled pictures, or model=DIR"),
+        (["support=own", "model=own"], "give support=LABELLED, labelled pictures, or model=DIR"),
+        (["support=own", "run=somewhere", "backbone=tiny"], "give run or backbone, not both"),
+        (["support=own", "run=nowhere"], "nowhere is no run directory"),
+        (["support=own", "backbone=resnet"], "unknown backbone 'resnet'; choose one of"),
+        (["support=own", "query=nowhere"], "nowhere: there is no such folder or file"),
+        (["support=own", "query=empty"], "query=empty holds no picture that can be used: it is empty"),
+        (["support=own", "false_alarms=0"], "false_alarms must be between 0 and 1, got 0"),
+        (["support=own", "look_below=2"], "look_below must be from 0 to 1, got 2"),
+        (["support=own", "workers=0"], "workers and batch_size must be above zero"),
+        (["support=own", "threads=0"], "threads must be above zero"),
+        (["support=own", "workers=many"], "workers: Value 'many'"),
+        (["support=own", "suport=own"], "unknown key suport. Did you mean support"),
+        (["support=own", "-m"], "-m: an adaptation is one command"),
+        (["model=own"], r"model=… predicts new pictures: add query=NEW"),
+        (["model=own", "query=own"], "there is no adapted model"),
+        (["model=own", "query=own", "backbone=tiny"], "an adapted model has its own"),
+        (["support=own", "out=full"], "out=full is there: choose another folder, or set overwrite=true"),
+        (["support=own", "out=own/a/0.png"], "is there and is no folder"),
+        (["support=own", "out=own", "overwrite=true"], "out=own holds a, which is not of an adaptation"),
+    ],
+)
+def test_one_line_for_each_mistake(arguments: list[str], message: str, tmp_path: Path, here: Here) -> None:
+    write(tmp_path / "own", classes())
+    write(tmp_path / "full", {"report.html": b"earlier"})
+    (tmp_path / "empty").mkdir()
+    before = sorted(str(p) for p in tmp_path.rglob("*"))
+    given = arguments if any(a.startswith("out=") for a in arguments) else [*arguments, "out=out"]
+    status, err = here("adapt.py", *given)
+    assert status == 1
+    assert message in err
+    assert "Traceback" not in err
+    assert (tmp_path / "full" / "report.html").read_text() == "earlier"
+    assert [p for p in sorted(str(p) for p in tmp_path.rglob("*")) if "/cache" not in p] == before
+
+
+def test_a_run_on_something_else(train: Any, tmp_path: Path) -> None:
+    train("algo=maml", "trainer=cpu", "trainer.max_steps=0", "test.episodes=2", "trainer.val_episodes=2", "logger=csv",
+          "hydra.run.dir=sine")  # fmt: skip
+    with pytest.raises(InputError, match="is a run on Sinusoid and not on classes of pictures"):
+        practice.adapt(write(tmp_path / "own", classes()), run=Path("sine"))
+
+
+def test_models_that_cannot_be_read(tmp_path: Path) -> None:
+    adapted = practice.adapt(write(tmp_path / "own", classes()))
+    content = torch.load(io.BytesIO(model_file.model_bytes(adapted)), weights_only=True)
+
+    def stored(value: Any) -> Path:
+        torch.save(value, tmp_path / "adapted.pt")
+        return tmp_path
+
+    assert practice.load(stored(content)).classes == ["a", "b", "c"]
+    with pytest.raises(InputError, match=r"another version of innerloop \(9\.9, format 7; this one reads format 1\)"):
+        practice.load(stored({**content, "format": 7, "innerloop": "9.9"}))
+    with pytest.raises(InputError, match="is no whole adapted model: KeyError"):
+        practice.load(stored({k: v for k, v in content.items() if k != "model"}))
+    with pytest.raises(InputError, match="the backbone tiny is not the one"):
+        practice.load(stored({**content, "embedding": {**content["embedding"], "digest": "0" * 32}}))
+    whole = (stored(content) / "adapted.pt").read_bytes()
+    (tmp_path / "adapted.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="is no adapted model, or is damaged"):
+        practice.load(tmp_path)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch /tmp/innerloop-was-here",)
+
+
+def test_a_model_of_a_stranger_runs_no_code(tmp_path: Path) -> None:
+    torch.save({"format": 1, "classes": Evil()}, tmp_path / "adapted.pt")
+    with pytest.raises(InputError, match="is no adapted model, or is damaged"):
+        practice.load(tmp_path)
+    assert not Path("/tmp/innerloop-was-here").exists()

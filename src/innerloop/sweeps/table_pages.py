@@ -109,7 +109,7 @@ def numbers(
     cells |= {name: s.get(name) for name in ("difference", "difference_ci95", "difference_over_seeds_ci95")}
     cells |= {"steps": first.get("steps"), "parameters": first.get("parameters")}
     for name, clock in (("cpu_seconds_per_1000", "train_cpu_seconds"), ("wall_seconds_per_1000", "train_seconds")):
-        each = [1000 * run.results[clock] / run.results["steps"] for run in group]
+        each = [1000 * run.results[clock] / run.results["steps"] for run in group if run.results["steps"]]
         cells[name] = float(np.mean(each)) if each else None
     cells["peak_memory_mb"] = max((run.results["peak_memory_mb"] for run in group), default=None)
     cells |= {"norm": norm_mode(first), "queries": first.get("queries")}

@@ -30,7 +30,7 @@ from innerloop.practice.validation import HeldOut, Share
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("innerloop.practice.embedding.named", tiny)
+    monkeypatch.setattr("innerloop.runs.build.named", tiny)
     monkeypatch.setattr("innerloop.backbones.store.cache_folder", lambda name: tmp_path / "cache" / name)
 
 

@@ -28,7 +28,7 @@ Files = dict[str, bytes]
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("innerloop.practice.embedding.named", tiny)
+    monkeypatch.setattr("innerloop.runs.build.named", tiny)
     monkeypatch.setattr("innerloop.backbones.store.cache_folder", lambda name: tmp_path / "cache" / name)
 
 
@@ -127,7 +127,7 @@ def test_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "exceeds limit of 2000000 pixels" in set_aside(support)["a/bomb.png"]
     monkeypatch.undo()
     small_files = write(tmp_path / "two", {**classes(), "a/bomb.png": bytes(2**20 + 1)})
-    monkeypatch.setattr("innerloop.practice.embedding.named", tiny)
+    monkeypatch.setattr("innerloop.runs.build.named", tiny)
     monkeypatch.setattr("innerloop.backbones.store.cache_folder", lambda name: tmp_path / "cache" / name)
     monkeypatch.setattr(data_files, "LARGEST_FILE", 2**20)
     assert "larger than 1 MB" in set_aside(small_files)["a/bomb.png"]

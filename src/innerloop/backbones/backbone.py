@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from innerloop.errors import InputError
 
-NAMES = "efficientnet_lite0, timm:MODEL, open_clip:MODEL/PRETRAINED, file:PATH"
+NAMES = "efficientnet_lite0, timm:MODEL, open_clip:MODEL/PRETRAINED, file:PATH, run:RUN"
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +23,7 @@ class Backbone:
     net: (n, channels, size, size) -> (n, dimensions). size: height and width of its input.
     mean, std: per channel, of pixels from 0 to 1; their number is the number of channels.
     digest: hexadecimal, of the net, its weights and the preprocessing.
+    inverted: whether it learned from pictures with ink 255 on 0; None: it takes them as they are.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Backbone:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     digest: str
+    inverted: bool | None = None
 
     @property
     def channels(self) -> int:

@@ -152,7 +152,7 @@ def _batches(backbone: Backbone, store: Store) -> Iterator[_Batches]:
         while batches.waiting:
             batches.finish()
     except KeyboardInterrupt:  # what has begun is kept
-        while batches.waiting and not batches.waiting[0][1].cancel():
+        while batches.waiting:
             batches.finish()
         raise
     finally:

@@ -12,7 +12,8 @@ FILES = ("file", "filename", "file_name", "filepath", "file_path", "path", "imag
 LABELS = ("label", "class", "class_name", "category", "species", "diagnosis", "target", "y")
 SPLITS = ("split", "subset", "set", "partition")
 """Names of the columns, in any case, the first of each that a table has."""
-SUFFIXES = (".csv", ".tsv", ".txt")
+TABLES = (".csv", ".tsv", ".txt")
+"""Suffixes of tables."""
 SEPARATORS = ",;\t|"
 LARGEST = 256 * 2**20
 

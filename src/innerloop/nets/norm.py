@@ -103,6 +103,38 @@ class BatchNorm(nn.Module):
         return (x - mean.view(_channel_shape(x))) * scale.view(_channel_shape(x)) + self.bias.view(_channel_shape(x))
 
 
+class FixedNorms(nn.Module):
+    """A net whose batch norms have the statistics of a reference, computed once, so that each x is mapped by itself.
+
+    reference: (m, *features). The net's norms become part of it as buffers, by their places in the net.
+    """
+
+    def __init__(self, net: nn.Module, reference: Tensor) -> None:
+        super().__init__()
+        self.net = net
+        self.places = {norm.identity: i for i, norm in enumerate(self._norms(net))}
+
+        def record(norm: BatchNorm, x: Tensor) -> Moments:
+            for kind, value in zip(("mean", "variance"), moments(x), strict=True):
+                self.register_buffer(f"{kind}_{self.places[norm.identity]}", value)
+            return self._fixed(norm, x)
+
+        with torch.no_grad(), statistics_from(record):
+            net(reference)
+
+    @staticmethod
+    def _norms(net: nn.Module) -> list[BatchNorm]:
+        return [module for module in net.modules() if isinstance(module, BatchNorm)]
+
+    def _fixed(self, norm: BatchNorm, x: Tensor) -> Moments:
+        place = self.places[norm.identity]
+        return self.get_buffer(f"mean_{place}"), self.get_buffer(f"variance_{place}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        with statistics_from(self._fixed):
+            return self.net(x)
+
+
 def norm_max_pool(norm: nn.Module, x: Tensor) -> Tensor:
     """Return the 2x2 max-pool of norm(x). x: (n, channels, height, width)."""
     if isinstance(norm, BatchNorm) and _source.get() is None and fused_pool.worthwhile(full(x), norm.weight):

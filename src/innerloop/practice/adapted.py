@@ -128,7 +128,7 @@ def adapt(
     check_numbers(false_alarms, workers, batch_size)
     listing = find(Path(support), labelled=True)
     loaded = run if run is None or isinstance(run, Run) else load_run(Path(run), allow=allow)
-    embedding = of_run(loaded, batch_size) if loaded else of_backbone(backbone or DEFAULT_BACKBONE, batch_size)
+    embedding = of_run(loaded, batch_size) if loaded else of_backbone(backbone or DEFAULT_BACKBONE, batch_size, allow)
     pictures = without_twins(read_all(listing, embedding.preparation, embedding, workers))
     classes = classes_of(pictures, support)
     y = torch.tensor([classes.index(str(label)) for label in pictures.labels])

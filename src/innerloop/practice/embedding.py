@@ -1,6 +1,6 @@
 """What a picture becomes before a classifier sees it: a backbone's vector, or the pixels that a run's net takes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from innerloop.backbones import Backbone, Standard, features, named
+from innerloop.backbones import Backbone, Standard, features
 from innerloop.errors import InputError
 from innerloop.practice.reading import Preparation
+from innerloop.runs.build import backbone_of
 from innerloop.runs.load import Run
-from innerloop.tasks.images import FewShotImages
+from innerloop.tasks.images import FewShotImages, resolved
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
 
@@ -49,10 +50,11 @@ class Embedding:
         }
 
 
-def of_backbone(name: str, batch_size: int) -> Embedding:
-    """Return the vectors of a backbone, whose pictures are read at its own size."""
-    backbone = named(name)
-    return Embedding(Preparation(backbone.size, backbone.channels), backbone, None, batch_size)
+def of_backbone(name: str, batch_size: int, allow: Sequence[str] = ()) -> Embedding:
+    """Return the vectors of a backbone, whose pictures are read at its own size. allow: see `innerloop.load`."""
+    backbone = backbone_of(name, allow)
+    preparation = Preparation(backbone.size, backbone.channels, bool(backbone.inverted))
+    return Embedding(preparation, backbone, None, batch_size)
 
 
 def of_run(run: Run, batch_size: int) -> Embedding:
@@ -64,13 +66,13 @@ def of_run(run: Run, batch_size: int) -> Embedding:
     channels, height, width = tasks.dataset.images.shape[1:]
     if height != width:
         raise InputError(f"{run.path} is a run on pictures of {height}x{width} pixels, which are not square")
-    backbone = None if tasks.backbone is None else named(tasks.backbone)
+    backbone = None if tasks.backbone is None else resolved(tasks.backbone)
     return Embedding(Preparation(height, channels, tasks.dataset.inverted), backbone, tasks.standard, batch_size)
 
 
-def restored(state: dict[str, Any], batch_size: int) -> Embedding:
+def restored(state: dict[str, Any], batch_size: int, allow: Sequence[str] = ()) -> Embedding:
     """Return the embedding of a state. Raises InputError if its backbone is another one today."""
-    backbone = None if state["backbone"] is None else named(state["backbone"])
+    backbone = None if state["backbone"] is None else backbone_of(state["backbone"], allow)
     if backbone is not None and backbone.digest != state["digest"]:
         raise InputError(
             f"the backbone {backbone.name} is not the one that the model was adapted with: its weights or its "

@@ -68,7 +68,7 @@ def load(path: "Path | str", *, batch_size: int = 16, allow: Sequence[str] = ())
         state = content["model"]
         return Adapted(
             classes=list(content["classes"]),
-            embedding=restored(content["embedding"], batch_size),
+            embedding=restored(content["embedding"], batch_size, allow),
             model=_net_model(state, allow) if "net" in state else _vector_model(state),
             temperature=float(content["temperature"]),
             threshold=content["threshold"],

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from innerloop.backbones.store import picture_digest
 from innerloop.datasets.files import entries, reader
-from innerloop.datasets.folder import split_of
+from innerloop.datasets.layouts import split_of
 from innerloop.datasets.pictures import PICTURES, picture
-from innerloop.datasets.tables import SUFFIXES, read_table
+from innerloop.datasets.tables import TABLES, read_table
 from innerloop.errors import InputError
 
 Embed = Callable[[Iterator[np.ndarray], int], Tensor]
@@ -98,7 +98,7 @@ def find(source: Path, labelled: bool) -> Listing:
         raise InputError(f"{source} cannot be read: {error.strerror}") from error
     if not exists:
         raise InputError(f"{source}: there is no such folder or file")
-    if not is_folder and source.suffix.lower() in SUFFIXES:
+    if not is_folder and source.suffix.lower() in TABLES:
         return _from_table(source, labelled)
     if not is_folder and source.suffix.lower() != ".zip":
         if labelled:

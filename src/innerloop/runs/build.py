@@ -1,23 +1,32 @@
 """From a configuration to its parts: the task family, the learner and the data module."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import seed_everything
+from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig
 from torch import nn
 
+from innerloop.backbones import Backbone, named
+from innerloop.backbones.backbone import frozen
 from innerloop.datamodule import EpisodeDataModule
 from innerloop.datasets.images import LabelledImages
 from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
-from innerloop.runs.config import to_plain
+from innerloop.nets.norm import FixedNorms
+from innerloop.runs.config import load_config, to_plain
+from innerloop.runs.record import read_checkpoint
 from innerloop.runs.signatures import arguments, locate, make, parameters, target_of, unknown_key
 from innerloop.tasks.base import Tasks
+from innerloop.tasks.images import FewShotImages
 
 DATA_MODULE_KEYS = ("meta_batch_size", "num_workers")
 """Keys of `data` that are the data module's arguments. The others are the task family's or its data set's."""
@@ -64,9 +73,9 @@ def build(cfg: DictConfig) -> Parts:
     )
     if tasks.varied_ways and not learner.adaptation.frees_ways:
         raise InputError(
-            f"algo={plain['algo']['name']} has a fixed head of {tasks.output_size} ways: data.min_ways needs a learner "
-            "that writes its head from the support set, such as protonet, r2d2, proto_maml or cnaps, or hypernet and "
-            "hybrid where algo.writes is head or head+film"
+            f"algo={plain['algo']['name']} has a fixed head of {tasks.output_size} ways: data.min_ways and "
+            "data.test_ways need a learner that writes its head from the support set, such as protonet, r2d2, "
+            "proto_maml or cnaps, or hypernet and hybrid where algo.writes is head or head+film"
         )
     try_out(learner, module)
     return Parts(tasks, learner, module)
@@ -131,7 +140,10 @@ def make_tasks(node: dict[str, Any], allow: Sequence[str] = ()) -> Tasks:
         return make(node, "data", Tasks, allow)
     loader_values = {name: node[name] for name in node if name in loader_keys}
     family_values = {name: node[name] for name in node if name not in loader_keys and name != "dataset"}
-    return make(family_values, "data", Tasks, allow, dataset=loader(**arguments(loader_values, loader, "data")))
+    kwargs: dict[str, Any] = {"dataset": loader(**arguments(loader_values, loader, "data"))}
+    if str(family_values.get("backbone")).startswith("run:"):
+        kwargs["backbone"] = backbone_of(family_values.pop("backbone"), allow)
+    return make(family_values, "data", Tasks, allow, **kwargs)
 
 
 def loader_of(node: dict[str, Any], allow: Sequence[str] = ()) -> Callable[..., LabelledImages] | None:
@@ -149,3 +161,52 @@ def loader_of(node: dict[str, Any], allow: Sequence[str] = ()) -> Callable[..., 
     ):
         raise InputError(f"data.dataset={node['dataset']} is no function that returns LabelledImages")
     return loader
+
+
+def load_weights(learner: MetaLearner, path: Path) -> None:
+    """Load meta-parameters from a checkpoint, in the precision that they were trained in.
+
+    Raises InputError if it is missing, broken or of another learner.
+    """
+    weights = read_checkpoint(path)["state_dict"]
+    learner.to(next((w.dtype for w in weights.values() if w.is_floating_point()), torch.float32))
+    try:
+        learner.load_state_dict(weights)
+    except RuntimeError as error:
+        size = re.search(
+            r"size mismatch for (\S+): .*?shape torch.Size\((.*?)\).*?torch.Size\((.*?)\)", str(error), re.DOTALL
+        )
+        reason = " ".join(str(error).split()[:40]) + " …"
+        if size:
+            reason = f"{size[1]} has the shape {size[2]} there and {size[3]} here: inputs or outputs are of other sizes"
+        raise InputError(f"{path} does not fit these data, net and algorithm: {reason}") from error
+
+
+def backbone_of(name: str, allow: Sequence[str] = ()) -> Backbone:
+    """Return the backbone of a name: the body of a net that a run has trained for `run:RUN`, else see `named`.
+
+    Its batch norms have fixed statistics, those of `REFERENCE` training pictures of that run. allow: see `locate`.
+    Raises InputError for a run that is not on pictures, or whose net has no body.
+    """
+    if not name.startswith("run:"):
+        return named(name)
+    run_dir = Path(name.removeprefix("run:")).expanduser()
+    cfg = load_config(run_dir)
+    cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.strategy, cfg.allow = "cpu", 1, "auto", list(allow)
+    with isolate_rng():
+        parts = build(cfg)
+    load_weights(parts.learner, run_dir / "checkpoints" / "best.ckpt")
+    tasks, net = parts.tasks, parts.learner.net.float()
+    if not isinstance(tasks, FewShotImages) or tasks.backbone is not None or not hasattr(net, "body"):
+        raise InputError(f"{name}: a backbone is the body of a net that was trained on pictures, and this run has none")
+    data = tasks.dataset
+    train = np.concatenate([np.arange(data.first[c], data.first[c] + data.counts[c]) for c in tasks.classes["train"]])
+    some = train[np.linspace(0, len(train) - 1, min(REFERENCE, len(train))).astype(int)]
+    body = FixedNorms(net.get_submodule("body"), tasks.inputs(data.images[some]))
+    channels, size = data.images.shape[1:3]
+    found = frozen("run", body, size, [0.0] * channels, [1.0] * channels)
+    return replace(found, name=name, inverted=data.inverted)
+
+
+REFERENCE = 256
+"""Number of training pictures whose statistics the batch norms of a run's body have as a backbone."""

@@ -41,6 +41,8 @@ def _upgrade(cfg: DictConfig) -> None:
         cfg.traceback = cfg.pop("debug")
     if isinstance(cfg.get("data"), DictConfig) and cfg.data.get("dataset") in OLD_SPLIT_RULE:
         cfg.data.setdefault("split_rule", OLD_SPLIT_RULE[cfg.data.dataset])
+        if "class_folders" in cfg.data:
+            cfg.data.class_level = 1 if cfg.data.pop("class_folders") == "outermost" else None
     if isinstance(cfg.get("trainer"), DictConfig):
         today = OmegaConf.structured(TrainerConfig)
         for name in today:

@@ -8,23 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
-from innerloop.datasets.folder import without_split
+from innerloop.datasets.layouts import without_split
 from innerloop.devices.ranks import ranks
 from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
-from innerloop.runs.build import Parts, build
+from innerloop.runs.build import Parts, build, load_weights
 from innerloop.runs.callbacks import Progress
 from innerloop.runs.checks import check
 from innerloop.runs.command import remove_empty
 from innerloop.runs.config import CONFIG, load_config
 from innerloop.runs.keys import check_hydra
-from innerloop.runs.record import RESULTS, TRAINING_CLASSES, messages, read_checkpoint, write_config, write_json
+from innerloop.runs.record import RESULTS, TRAINING_CLASSES, messages, write_config, write_json
 from innerloop.runs.report.figures import save_figures
 from innerloop.runs.report.results import closing_table, split_results, write_episodes
 from innerloop.runs.schemas import EvaluateConfig
@@ -110,25 +109,6 @@ def describe(cfg: DictConfig, learner: MetaLearner) -> dict[str, Any]:
         "transductive": learner.transductive,
         "queries": cfg.data.get("queries"),
     }
-
-
-def load_weights(learner: MetaLearner, path: Path) -> None:
-    """Load meta-parameters from a checkpoint, in the precision that they were trained in.
-
-    Raises InputError if it is missing, broken or of another learner.
-    """
-    weights = read_checkpoint(path)["state_dict"]
-    learner.to(next((w.dtype for w in weights.values() if w.is_floating_point()), torch.float32))
-    try:
-        learner.load_state_dict(weights)
-    except RuntimeError as error:
-        size = re.search(
-            r"size mismatch for (\S+): .*?shape torch.Size\((.*?)\).*?torch.Size\((.*?)\)", str(error), re.DOTALL
-        )
-        reason = " ".join(str(error).split()[:40]) + " …"
-        if size:
-            reason = f"{size[1]} has the shape {size[2]} there and {size[3]} here: inputs or outputs are of other sizes"
-        raise InputError(f"{path} does not fit these data, net and algorithm: {reason}") from error
 
 
 def refuse_net(overrides: Sequence[str]) -> None:

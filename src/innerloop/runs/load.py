@@ -21,10 +21,10 @@ from innerloop.devices.precision import set_tensor_float, tensor_float
 from innerloop.episodes import Episode, Samples, Weights, apply, weights_of
 from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
-from innerloop.runs.build import Parts, build
+from innerloop.runs.build import Parts, build, load_weights
 from innerloop.runs.callbacks import Progress
 from innerloop.runs.config import load_config, to_plain
-from innerloop.runs.evaluate import describe, evaluate, load_weights
+from innerloop.runs.evaluate import describe, evaluate
 from innerloop.runs.record import RESULTS
 from innerloop.runs.trainer import make_trainer
 from innerloop.tasks.base import Tasks

@@ -23,12 +23,12 @@ from innerloop.devices.processes import all_ranks, run_as_rank
 from innerloop.devices.ranks import check_launch, is_first
 from innerloop.errors import DivergedError, InputError, Pruned, Stopped
 from innerloop.learners import MetaLearner
-from innerloop.runs.build import Parts, build, try_a_gradient
+from innerloop.runs.build import Parts, build, load_weights, try_a_gradient
 from innerloop.runs.callbacks import Histograms, RunCheckpoint, SaveOnSignal, Session
 from innerloop.runs.checks import check
 from innerloop.runs.command import remove_empty
 from innerloop.runs.config import CONFIG, OVERRIDES, begun_job_config, logger_settings, to_plain
-from innerloop.runs.evaluate import describe, evaluate, load_weights, warn_if_not_finite
+from innerloop.runs.evaluate import describe, evaluate, warn_if_not_finite
 from innerloop.runs.keys import check_hydra
 from innerloop.runs.locks import LOCK, locked
 from innerloop.runs.naming import label
@@ -145,6 +145,10 @@ def make_absolute(cfg: DictConfig) -> None:
         value = cfg.data.get(name) if isinstance(cfg.data, DictConfig) else None
         if isinstance(value, str):
             cfg.data[name] = os.path.abspath(os.path.expanduser(value))
+    backbone = cfg.data.get("backbone") if isinstance(cfg.data, DictConfig) else None
+    kind, colon, path = str(backbone).partition(":")
+    if kind in ("file", "run") and colon:
+        cfg.data.backbone = f"{kind}:{os.path.abspath(os.path.expanduser(path))}"
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:

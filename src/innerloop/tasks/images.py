@@ -3,14 +3,16 @@
 import copy
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from innerloop.backbones import Standard, features, named, standard
+from innerloop.backbones import Backbone, Standard, features, named, standard
+from innerloop.datasets.augment import augment, transforms
 from innerloop.datasets.images import LabelledImages
-from innerloop.episodes import SPLITS, Episode, InputError, MetaBatch, Samples, Split
+from innerloop.episodes import SPLITS, Episode, InputError, MetaBatch, Samples, Split, stack
 from innerloop.tasks.base import Classification, positive
 
 log = logging.getLogger("innerloop")
@@ -34,10 +36,15 @@ class FewShotImages(Classification):
         `unbalanced`. These are Meta-Dataset's varied tasks (Triantafillou et al., 2020, section 3.2) without their
         dependence on class sizes. Queries stay balanced. Such an episode is a part of the full-size episode of the same
         index, so that settings can be compared in pairs. Meta-batches are then lists of episodes.
-    backbone: name of a frozen pretrained net: see `innerloop.backbones.named`. Then x is (n, dimensions), its vectors,
+    backbone: a frozen net, or the name of one: see `innerloop.backbones.named`. Then x is (n, dimensions), its vectors,
         which are kept in the user's cache folder.
     standardize: of these vectors. True centres them by the mean of the training classes and gives them unit length;
         "whiten" also whitens them by the scatter within the training classes.
+    test_ways: number of classes of validation and test tasks; None: `ways`. The net has outputs for the larger number,
+        so the learner must write its head from the support set.
+    augment: transforms of torchvision.transforms.v2 for the pictures of training tasks, by name or as a mapping from
+        the name to keyword arguments, such as ["RandomHorizontalFlip", {"RandomRotation": {"degrees": 10}}]. They are
+        drawn with the episode, so an episode stays a function of (seed, split, index).
     min_images: classes with fewer images are left out of their split. Classes with too few images for an episode,
         shots + queries, are left out in any case. The log says how many and which.
 
@@ -56,8 +63,10 @@ class FewShotImages(Classification):
         min_shots: int | None = None,
         unbalanced: bool = False,
         min_images: int | None = None,
-        backbone: str | None = None,
+        backbone: str | Backbone | None = None,
         standardize: bool | str = False,
+        test_ways: int | None = None,
+        augment: Sequence[Any] | None = None,
     ) -> None:
         positive(shots=shots, queries=queries)
         if train_queries is None:
@@ -76,20 +85,28 @@ class FewShotImages(Classification):
             raise InputError(f"standardize={standardize} is for the vectors of a backbone: set backbone, too")
         if backbone is not None and rotations:
             raise InputError("rotations=true makes classes of turned pictures, of which a backbone has no vectors")
+        if backbone is not None and augment:
+            raise InputError("augment changes pictures, of which a backbone has no vectors")
+        if test_ways is not None and test_ways < 2:
+            raise InputError(f"test_ways must be at least 2, got {test_ways}")
+        if test_ways is not None and min_ways is not None:
+            raise InputError("min_ways draws the ways of every task: give min_ways or test_ways, not both")
         height, width = dataset.images.shape[-2:]
         if rotations and height != width:
             raise InputError(f"rotations=true needs square images, these are {height}x{width}")
         self.dataset, self.ways, self.shots, self.rotations = dataset, ways, shots, rotations
         self.min_ways, self.min_shots, self.unbalanced = min_ways or ways, min_shots or shots, unbalanced
-        self.varied_ways = self.min_ways < ways
-        self.ragged = self.varied_ways or self.min_shots < shots
+        self.ways_of: dict[Split, int] = dict.fromkeys(SPLITS, test_ways or ways) | {"train": ways}
+        self.varied_ways = self.min_ways < ways or self.ways_of["test"] != ways
+        self.transforms = transforms(augment or ())
+        self.ragged = self.min_ways < ways or self.min_shots < shots
         self.queries = {split: train_queries if split == "train" else queries for split in SPLITS}
         self.classes = {split: self._usable(split, min_images or 1) for split in SPLITS}
         self.backbone = backbone
         self.standard: Standard | None = None
-        self.features = None if backbone is None else self._features(backbone, standardize).numpy()
+        self.features = None if self.backbone is None else self._features(resolved(self.backbone), standardize).numpy()
         self.input_shape = tuple((dataset.images if self.features is None else self.features).shape[1:])
-        self.output_size = ways
+        self.output_size = max(self.ways_of.values())
         self._pooled = False
 
     def pooled(self) -> "tuple[FewShotImages, int | None]":
@@ -107,31 +124,44 @@ class FewShotImages(Classification):
     def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> MetaBatch:
         """Return episodes with x (tasks, n, C, H, W) and y (tasks, n), or a list of them if their n may differ."""
         drawn = [self._choose(split, rng) for rng in rngs]
+        if self.transforms and split == "train":
+            return self._collected([self._augmented(d, rng) for d, rng in zip(drawn, rngs, strict=True)])
         if self.ragged:
             return [Episode(*(self._samples(*part) for part in episode)) for episode in drawn]
         parts = zip(*drawn, strict=True)
-        return Episode(*(self._samples(*map(np.stack, zip(*part, strict=True))) for part in parts))
+        stacked = [[np.stack(arrays) for arrays in zip(*part, strict=True)] for part in parts]
+        return Episode(*(self._samples(indices, turns, labels) for indices, turns, labels in stacked))
+
+    def _collected(self, episodes: list[Episode]) -> MetaBatch:
+        return episodes if self.ragged else stack(episodes)
+
+    def _augmented(self, drawn: list[tuple[np.ndarray, np.ndarray, np.ndarray]], rng: np.random.Generator) -> Episode:
+        """Return an episode whose pictures are augmented, at random as the episode's stream has it."""
+        seed = int(rng.integers(2**63))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return Episode(*(self._samples(*part, augmented=True) for part in drawn))
 
     def _choose(self, split: Split, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Return for support and query, each (n,): the images' indices, their quarter turns and their labels."""
-        classes, data = self.classes[split], self.dataset
+        classes, data, most = self.classes[split], self.dataset, self.ways_of[split]
         angles = 4 if self.rotations and split == "train" else 1
-        drawn = rng.choice(angles * len(classes), self.ways, replace=False)
+        drawn = rng.choice(angles * len(classes), most, replace=False)
         ids, turns = classes[drawn // angles], drawn % angles
         counts = data.counts[ids]
         # The images with the smallest of independent uniform numbers are a subset without replacement.
-        keys = rng.random((self.ways, counts.max()))
+        keys = rng.random((most, counts.max()))
         keys[np.arange(counts.max()) >= counts[:, None]] = np.inf
         members = keys.argsort(axis=1)[:, : self.shots + self.queries[split]]
-        labels = drawn if self._pooled and split == "train" else np.arange(self.ways)
+        labels = drawn if self._pooled and split == "train" else np.arange(most)
         # Sizes are drawn last, so that the classes and images are those of the full size.
-        ways = rng.integers(self.min_ways, self.ways + 1)
-        shots = rng.integers(self.min_shots, self.shots + 1, size=(self.ways if self.unbalanced else 1, 1))
-        present, column = np.arange(self.ways)[:, None] < ways, np.arange(members.shape[1])
+        ways = rng.integers(min(self.min_ways, most), most + 1)
+        shots = rng.integers(self.min_shots, self.shots + 1, size=(most if self.unbalanced else 1, 1))
+        present, column = np.arange(most)[:, None] < ways, np.arange(members.shape[1])
         parts = [np.nonzero(present & (column < shots)), np.nonzero(present & (column >= self.shots))]
         return [(data.first[ids[c]] + members[c, i], turns[c], labels[c]) for c, i in parts]
 
-    def _samples(self, indices: np.ndarray, turns: np.ndarray, labels: np.ndarray) -> Samples:
+    def _samples(self, indices: np.ndarray, turns: np.ndarray, labels: np.ndarray, augmented: bool = False) -> Samples:
         if self.features is not None:
             return Samples(torch.from_numpy(self.features.take(indices, axis=0)), torch.from_numpy(labels))
         # numpy and not torch, whose threads would wait for each other over these few bytes.
@@ -140,19 +170,24 @@ class FewShotImages(Classification):
             chosen = turns == turn
             if chosen.any():
                 images[chosen] = np.rot90(images[chosen], turn, (-2, -1))
+        if augmented:
+            images = augment(images, self.transforms)
         return Samples(torch.from_numpy(np.divide(images, 255, dtype=np.float32)), torch.from_numpy(labels))
 
     def inputs(self, images: Tensor) -> Tensor:
         """Return x of pictures that were read as the data set's were: (n, C, H, W) uint8 -> (n, *input_shape)."""
         if self.backbone is None:
             return images / 255
-        x = features(named(self.backbone), images.numpy(), len(images))
+        x = features(resolved(self.backbone), images.numpy(), len(images))
         return x if self.standard is None else self.standard(x)
 
-    def _features(self, backbone: str, standardize: bool | str) -> Tensor:
+    def _features(self, backbone: Backbone, standardize: bool | str) -> Tensor:
         """Return the vectors of all images, (N, dimensions), and set their standard form."""
         data = self.dataset
-        x = features(named(backbone), data.images.numpy(), len(data.images))
+        # A backbone that learned of ink on dark is shown that, whichever way the pictures were read.
+        exchanged = backbone.inverted is not None and backbone.inverted != data.inverted
+        images = 255 - data.images if exchanged else data.images
+        x = features(backbone, images.numpy(), len(images))
         if not standardize:
             return x
         labels = torch.from_numpy(np.repeat(np.arange(len(data.classes)), data.counts))
@@ -171,13 +206,19 @@ class FewShotImages(Classification):
         if min_images > needed:
             because = f"min_images={min_images}"
         available = int(enough.sum()) * (4 if self.rotations and split == "train" else 1)
-        if self.ways > available:
+        if self.ways_of[split] > available:
             without = f" without {len(rare)} rare classes ({names}; {because})" if rare else ""
+            key = "ways" if self.ways_of[split] == self.ways else "test_ways"
             raise InputError(
-                f"ways={self.ways}, but the {split} split has {available} classes{without}: lower ways"
+                f"{key}={self.ways_of[split]}, but the {split} split has {available} classes{without}: lower {key}"
                 + (", or queries and shots" if rare else "")
                 + ", or add classes"
             )
         if rare:
             log.warning("%d of %d %s classes are left out, since %s: %s", len(rare), len(ids), split, because, names)
         return ids[enough]
+
+
+def resolved(backbone: str | Backbone) -> Backbone:
+    """Return the backbone of a name, or the one that is given."""
+    return named(backbone) if isinstance(backbone, str) else backbone

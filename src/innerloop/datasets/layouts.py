@@ -1,0 +1,241 @@
+"""The layouts that pictures come in: class folders, split folders, tables, and lists of classes."""
+
+import logging
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from innerloop.datasets.files import listing, reader
+from innerloop.datasets.pictures import PICTURES
+from innerloop.datasets.tables import TABLES, read_table
+from innerloop.episodes import InputError, Split
+
+log = logging.getLogger("innerloop")
+
+LAYOUT = (
+    "a folder or a zip file with a folder of pictures for each class, or with folders train, validation and test that "
+    "contain such class folders, or with a CSV of files and labels"
+)
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "base": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "novel": "test",
+}
+"""Names of splits, in any case, with or without "meta" before them."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Pictures by class, and their splits if the source has any.
+
+    classes: name -> paths, both sorted. splits: (split, name) of each class, or None.
+    """
+
+    classes: dict[str, list[str]]
+    splits: list[tuple[Split, str]] | None
+
+
+def find_layout(source: Path, class_level: int | None) -> Layout:
+    """Return the classes of a folder, a zip file or a table.
+
+    class_level: depth of the folder that is a class, after a folder that is a split: of species/site/1.jpg, 1 makes
+    each species a class, and 2 each site. None: the innermost folder.
+
+    Raises InputError if there is no class, a picture in no class, or a class without a picture.
+    """
+    if source.suffix.lower() in TABLES and source.is_file():
+        return _from_tables(source.parent, [source.name])
+    entries = listing(source)
+    tables = [name for name in entries if "/" not in name and name.lower().endswith((".csv", ".tsv"))]
+    if tables and source.is_dir():
+        return _from_tables(source, tables)
+    lists = _split_lists(entries)
+    folders = find_classes(source, entries, ignored=[posixpath.dirname(name) for name in lists])
+    if class_level is None:
+        warn_if_nested(folders)
+    else:
+        folders = at_level(folders, class_level)
+    if lists:
+        return Layout(folders, _by_lists(source, lists, folders))
+    return Layout(folders, _by_folders(source, list(folders)))
+
+
+def find_classes(source: Path, entries: list[str], ignored: list[str] | None = None) -> dict[str, list[str]]:
+    """Return class -> the paths of its pictures within `source`, both sorted. Common parent folders are in no name.
+
+    ignored: folders that hold no class. Raises InputError if there is no class, a picture outside of class folders, or
+    a class folder without a picture.
+    """
+    folders: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.lower().endswith(PICTURES):
+            folders.setdefault(posixpath.dirname(entry), []).append(entry)
+    if not folders:
+        raise InputError(f"{source} holds no pictures ({', '.join(PICTURES)}); it must be {LAYOUT}")
+    warn_of_other_files(source, entries)
+    parents = {""}.union(*map(_parents, folders))
+    for folder in sorted(parents.intersection(folders)):
+        raise InputError(f"{source}: {folders[folder][0]} is in no class folder; there must be {LAYOUT}")
+    known = parents | set(folders) | {f for name in ignored or () for f in (name, *_parents(name))}
+    for folder in sorted(set(map(posixpath.dirname, entries)) - known):
+        if not folders.keys() & _parents(folder):  # other folders within a class folder are ignored
+            raise InputError(f"{source}: the folder {folder} holds no pictures ({', '.join(PICTURES)})")
+    common = posixpath.commonpath(map(posixpath.dirname, folders))
+    return {folder.removeprefix(f"{common}/"): members for folder, members in sorted(folders.items())}
+
+
+def at_level(folders: dict[str, list[str]], level: int) -> dict[str, list[str]]:
+    """Return the classes by the first `level` folders of their paths, after a folder that is a split."""
+    found: dict[str, list[str]] = {}
+    for name, members in folders.items():
+        parts = name.split("/")
+        start = 1 if len(parts) > 1 and split_of(parts[0]) else 0
+        found.setdefault("/".join(parts[: start + level]), []).extend(members)
+    return {name: sorted(members) for name, members in sorted(found.items())}
+
+
+def warn_if_nested(folders: dict[str, list[str]]) -> None:
+    """Log a warning if folders that one may take for classes hold several class folders."""
+    names = [without_split(name) for name in folders]
+    outer = {name.partition("/")[0] for name in names if "/" in name}
+    if outer and len(outer) < len(names):
+        example = next(name for name in names if "/" in name)
+        log.warning(
+            "%d classes, which are the innermost folders, such as %s. If %s is one class, its pictures may now be in "
+            "training and in the test: set data.class_level=1",
+            len(names),
+            example,
+            example.partition("/")[0],
+        )
+
+
+def warn_of_other_files(source: Path, entries: list[str]) -> None:
+    """Log a warning that counts the files that are no pictures of a known format, by their suffix."""
+    others = [e for e in entries if not e.endswith("/") and not e.lower().endswith(PICTURES)]
+    if others:
+        counts = Counter(posixpath.splitext(name)[1].lower() or "no suffix" for name in others)
+        listed = ", ".join(f"{suffix} ({count})" for suffix, count in counts.most_common(5))
+        log.warning("%s: %d files are no pictures of a known format and are left out: %s", source, len(others), listed)
+
+
+def without_split(name: str) -> str:
+    """Return the name of a class without the folder of its split, such as "owl" for "train/owl"."""
+    first, _, rest = name.partition("/")
+    return rest if rest and split_of(first) else name
+
+
+def split_of(name: str) -> Split | None:
+    """Return the split that a folder's or a file's name stands for, None if it is not the name of a split."""
+    return SPLIT_NAMES.get(re.sub(r"^meta[ _-]?", "", name.strip().lower()))
+
+
+def _parents(folder: str) -> set[str]:
+    """Return the folders within the source that a folder is in."""
+    parts = folder.split("/")
+    return {"/".join(parts[:n]) for n in range(1, len(parts))}
+
+
+def _by_folders(source: Path, classes: list[str]) -> list[tuple[Split, str]] | None:
+    """Return split and name of each class if the outer folders are named after splits, else None."""
+    outer = [name.partition("/") for name in classes]
+    if not any(rest and split_of(first) for first, _, rest in outer):
+        return None
+    placed: list[tuple[Split, str]] = []
+    for name, (first, _, rest) in zip(classes, outer, strict=True):
+        split = split_of(first)
+        if not rest or split is None:
+            raise InputError(f"{source}: the folder {name} is in none of train, validation (or val) and test")
+        placed.append((split, rest))
+    return placed
+
+
+def _split_lists(entries: list[str]) -> dict[str, Split]:
+    """Return path -> split of text files such as splits/bertinetto/train.txt, if all three are in one folder."""
+    found: dict[str, dict[str, Split]] = {}
+    for name in entries:
+        split = split_of(posixpath.basename(name).removesuffix(".txt")) if name.lower().endswith(".txt") else None
+        if split is not None:
+            found.setdefault(posixpath.dirname(name), {})[name] = split
+    complete = [lists for lists in found.values() if len(lists) == len(set(lists.values())) == 3]
+    return complete[0] if len(complete) == 1 else {}
+
+
+def _by_lists(source: Path, lists: Mapping[str, Split], folders: dict[str, list[str]]) -> list[tuple[Split, str]]:
+    """Return split and name of each class from lists of class names, one a line, as CIFAR-FS is published."""
+    given: dict[str, Split] = {}
+    with reader(source) as content:
+        for file, split in lists.items():
+            for line in content(file).decode("utf-8", "replace").split():
+                if given.setdefault(line, split) != split:
+                    raise InputError(f"{source}: class {line} is in the lists of {given[line]} and {split}")
+    missing = sorted(set(folders) - set(given))
+    if missing:
+        raise InputError(f"{source}: the folder {missing[0]} is in none of the lists {', '.join(lists)}")
+    unknown = sorted(set(given) - set(folders))
+    if unknown:
+        raise InputError(f"{source}: the lists name {unknown[0]}, and there is no such class folder")
+    return [(given[name], name) for name in folders]
+
+
+def _from_tables(source: Path, tables: list[str]) -> Layout:
+    """Return the classes of one table, or of tables that are named after splits, such as train.csv."""
+    of_name = {table: split_of(posixpath.splitext(table)[0]) for table in tables}
+    if len(tables) > 1 and not all(of_name.values()):
+        raise InputError(f"{source} holds several tables, {', '.join(tables)}: give one of them as data.root")
+    places = _Places(source)
+    classes: dict[str, set[str]] = {}
+    placed: dict[str, Split] = {}
+    for table in tables:
+        for row in read_table(source / table):
+            if row.label is None:
+                raise InputError(f"{source / table}: {row.file} has no label")
+            split = split_of(row.split) if row.split else of_name[table]
+            if row.split and split is None:
+                raise InputError(f"{source / table}: {row.file} is in the split {row.split}, which is not a known one")
+            if split is not None and placed.setdefault(row.label, split) != split:
+                raise InputError(
+                    f"{source / table}: class {row.label} is in {placed[row.label]} and in {split}; few-shot splits "
+                    "must not share a class"
+                )
+            classes.setdefault(row.label, set()).add(places.path_of(table, row.file))
+    found = {name: sorted(members) for name, members in sorted(classes.items())}
+    without = sorted(set(found) - set(placed))
+    if placed and without:
+        raise InputError(f"{source}: class {without[0]} has no split, and others have one")
+    twice = [path for path, n in Counter(p for members in found.values() for p in members).items() if n > 1]
+    if twice:
+        raise InputError(f"{source}: {twice[0]} has several labels")
+    return Layout(found, [(placed[name], name) for name in found] if placed else None)
+
+
+class _Places:
+    """Where the files that tables name are, in a folder."""
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        self.by_name: dict[str, list[str]] | None = None
+
+    def path_of(self, table: str, file: str) -> str:
+        """Return a picture's path within the folder: as the table has it, or the one file of its name at any depth."""
+        path = posixpath.normpath(file)
+        if not path.startswith(("/", "..")) and (self.source / path).is_file():
+            return path
+        if self.by_name is None:  # the whole folder is read only if it must be
+            self.by_name = {}
+            for entry in listing(self.source):
+                self.by_name.setdefault(posixpath.basename(entry), []).append(entry)
+        places = self.by_name.get(posixpath.basename(file), [])
+        if len(places) != 1:
+            problem = "is nowhere there" if not places else f"is there more than once: {', '.join(places[:3])}"
+            raise InputError(f"{self.source / table} names {file}, which {problem}")
+        return places[0]

@@ -26,8 +26,9 @@ RUN_FOLDS = 40
 """Number of parts that are left out in turn with a run, whose adaptation takes longer than a closed form."""
 RUN_TASKS = 40
 """Number of a run's validation tasks that stand in where no picture can be left out."""
-ONE_PICTURE_TEMPERATURE = 0.1
-"""Temperature of class means where each class has one picture and nothing can be left out."""
+ONE_PICTURE_TEMPERATURE = 0.15
+"""Temperature of class means where each class has one picture and nothing can be left out: what fits best to one
+picture of each of 5 (.157), 10 (.144) and 20 (.142) species of leaves, on vectors of efficientnet_lite0."""
 BLOCK = 2048
 """Number of new pictures that are in memory at once."""
 

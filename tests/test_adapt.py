@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,24 @@ def test_held_out_scores_are_those_of_models_fitted_without_the_picture() -> Non
             torch.testing.assert_close(found.scores[name].distance[place], scores.distance[0], rtol=1e-12, atol=1e-12)
 
 
+def test_vectors_in_their_span_have_the_same_scores() -> None:
+    x, y = clouds(11, size=40)
+    fit = partial(heads.closed_form, dimensions=40)
+    whole, quick = heads.closed_form(x[4:], y[4:], 3), fit(heads.in_their_span(x)[4:], y[4:], 3)
+    assert heads.in_their_span(x).shape == (11, 11)
+    assert whole.keys() == quick.keys()
+    assert len(whole) == 2 + len(heads.RIDGES)
+    for name, model in whole.items():
+        expected, found = model(x[:4]), quick[name](heads.in_their_span(x)[:4])
+        torch.testing.assert_close(found.logits, expected.logits, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found.distance, expected.distance, rtol=1e-9, atol=1e-9)
+    means = [fitted(x, y, 3)[heads.MEANS](x).logits for fitted in (heads.only_means, heads.closed_form)]
+    torch.testing.assert_close(*means)
+
+
 def test_many_pictures_are_left_out_in_parts_that_hold_no_class_whole() -> None:
-    x, y = clouds(300, 3)
-    y = torch.where(torch.arange(300) < 4, torch.tensor([3, 3, 4, 4]).repeat(75), y)  # two classes of two, one of one
+    x, y = clouds(400, 3)
+    y = torch.where(torch.arange(400) < 4, torch.tensor([3, 3, 4, 4]).repeat(100), y)  # two classes of two, one of one
     y[5] = 5
     fits: list[set[int]] = []
 
@@ -69,7 +85,7 @@ def test_many_pictures_are_left_out_in_parts_that_hold_no_class_whole() -> None:
     found = validation.hold_out(fit, x, y, 6)
     assert found is not None
     assert found.folds == validation.FOLDS == len(fits)
-    assert sorted(found.members.tolist()) == [i for i in range(300) if i != 5]
+    assert sorted(found.members.tolist()) == [i for i in range(400) if i != 5]
     assert all(seen == {0, 1, 2, 3, 4, 5} for seen in fits)
     assert validation.hold_out(fit, x[:3], torch.arange(3), 3) is None
 

@@ -34,11 +34,13 @@ class Standard(NamedTuple):
         return F.normalize(x, dim=1)
 
 
-def standard(x: Tensor, labels: Tensor, whiten: bool) -> Standard:
+def standard(x: Tensor, labels: Tensor, whiten: bool, dimensions: int | None = None) -> Standard:
     """Return the standard form by the mean of some vectors and, to whiten, their scatter within the classes.
 
     x: (n, d). labels: (n,) class ids. The matrix is the inverse square root of the covariance within the classes,
     shrunk towards a multiple of the identity (Ledoit and Wolf, 2004, with a fixed share).
+
+    dimensions: of the space that these vectors are a part of, whose covariance is zero elsewhere; None: d.
     Raises InputError if there is no scatter within any class.
     """
     kind, x = x.dtype, x.double()
@@ -51,7 +53,7 @@ def standard(x: Tensor, labels: Tensor, whiten: bool) -> Standard:
     if not within.square().sum() > 0:
         raise InputError("standardize=whiten needs classes with pictures that differ")
     variances, axes = _principal(within)
-    scale = variances.sum() / x.shape[1]
+    scale = variances.sum() / (dimensions or x.shape[1])
     inverse_root = ((1 - SHRINKAGE) * variances + SHRINKAGE * scale).rsqrt()
     elsewhere = (SHRINKAGE * scale).rsqrt()
     return Standard(mean.to(kind), axes.to(kind), (inverse_root - elsewhere).to(kind), elsewhere.to(kind))

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from innerloop.errors import InputError
 from innerloop.practice import validation
 from innerloop.practice.describe import baselines, describe_support, describe_validation, warnings_of
 from innerloop.practice.embedding import DEFAULT_BACKBONE, Embedding, of_backbone, of_run
-from innerloop.practice.heads import MEANS, Scores, closed_form
+from innerloop.practice.heads import MEANS, Scores, closed_form, in_their_span
 from innerloop.practice.learned import RunMethod
 from innerloop.practice.predictions import Predictions, joined
 from innerloop.practice.reading import Listing, Pictures, find, read_all, refuse_splits, without_twins
@@ -136,7 +137,11 @@ def adapt(
     method = RunMethod(loaded, len(classes)) if loaded else None
     fit: Fit = closed_form if method is None else method
     models = fit(pictures.x, y, len(classes))
-    held_out = hold_out(fit, pictures.x, y, len(classes), RUN_FOLDS if loaded else validation.ALL_ONCE)
+    if loaded is None:
+        quick: Fit = partial(closed_form, dimensions=pictures.x.shape[1])
+        held_out = hold_out(quick, in_their_span(pictures.x), y, len(classes))
+    else:
+        held_out = hold_out(fit, pictures.x, y, len(classes), RUN_FOLDS)
     if held_out is not None:
         chosen, (temperature, threshold) = calibrated(held_out, y, false_alarms)
     elif loaded is not None:

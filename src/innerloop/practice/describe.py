@@ -8,7 +8,7 @@ from torch import Tensor
 
 from innerloop.errors import InputError
 from innerloop.practice.embedding import DEFAULT_BACKBONE, of_backbone
-from innerloop.practice.heads import MEANS, PIXELS, Scores, closed_form, pixel_means, raw_pixels
+from innerloop.practice.heads import MEANS, PIXELS, Scores, in_their_span, only_means, pixel_means, raw_pixels
 from innerloop.practice.reading import Pictures, read_all
 from innerloop.practice.validation import HeldOut, Share, calibration_error, hold_out, reliability
 
@@ -61,12 +61,12 @@ def baselines(
     labels = y[held_out.members]
     often = int(torch.bincount(labels, minlength=classes).max())
     found = {"the most frequent class": Share(often, len(labels))}
-    raw = hold_out(pixel_means, raw_pixels(pictures.thumbnails), y, classes)
+    raw = hold_out(pixel_means, in_their_span(raw_pixels(pictures.thumbnails)), y, classes)
     assert raw is not None
     found[PIXELS] = accuracy(raw.scores[PIXELS], y[raw.members])
     vectors = pictures.x if own else _vectors(pictures, workers)
     if vectors is not None:
-        means = hold_out(lambda *given: {MEANS: closed_form(*given)[MEANS]}, vectors, y, classes)
+        means = hold_out(only_means, in_their_span(vectors), y, classes)
         assert means is not None
         found[BACKBONE_MEANS] = accuracy(means.scores[MEANS], y[means.members])
     return {name: {"accuracy": s.value, "interval": list(s.interval)} for name, s in found.items()}

@@ -73,8 +73,19 @@ def ridge(z: Tensor, y: Tensor, classes: int, penalty: float) -> tuple[Tensor, T
     return weight.T, share - centre @ weight
 
 
-def closed_form(x: Tensor, y: Tensor, classes: int) -> dict[str, VectorModel]:
+def in_their_span(x: Tensor) -> Tensor:
+    """Return vectors by their coordinates in the space that they span: (n, d) -> (n, min(n, d)).
+
+    Lengths and angles are kept, so whatever depends on these alone is found in less time.
+    """
+    x = x.double()
+    return torch.linalg.qr(x.T).R.T if len(x) < x.shape[1] else x
+
+
+def closed_form(x: Tensor, y: Tensor, classes: int, dimensions: int | None = None) -> dict[str, VectorModel]:
     """Return name -> classifier of each kind, fitted to vectors x (n, d) with labels y (n,).
+
+    dimensions: of the space that the vectors are a part of: see `standard`.
 
     All of them score how unlike a vector is to every class by the distance to the nearest class mean, in whitened form
     where a class has several pictures that differ.
@@ -83,7 +94,7 @@ def closed_form(x: Tensor, y: Tensor, classes: int) -> dict[str, VectorModel]:
     plain = standard(x, y, whiten=False)
     z = plain(x)
     scatter = (x - class_means(x, y, classes)[y]).square().sum()
-    best = standard(x, y, whiten=True) if scatter > 1e-12 * x.square().sum() else plain
+    best = standard(x, y, True, dimensions) if scatter > 1e-12 * x.square().sum() else plain
     white = best(x)
     novelty = Novelty(best, class_means(white, y, classes))
     found = {MEANS: VectorModel(plain, *nearest_mean(z, y, classes), novelty)}
@@ -92,6 +103,14 @@ def closed_form(x: Tensor, y: Tensor, classes: int) -> dict[str, VectorModel]:
     for penalty in RIDGES:
         found[f"ridge regression ({penalty:g})"] = VectorModel(plain, *ridge(z, y, classes, penalty), novelty)
     return found
+
+
+def only_means(x: Tensor, y: Tensor, classes: int) -> dict[str, VectorModel]:
+    """Return the class means of vectors alone, as `closed_form` has them. x: (n, d)."""
+    x = x.double()
+    form = standard(x, y, whiten=False)
+    z = form(x)
+    return {MEANS: VectorModel(form, *nearest_mean(z, y, classes), Novelty(form, class_means(z, y, classes)))}
 
 
 def pixel_means(x: Tensor, y: Tensor, classes: int) -> dict[str, VectorModel]:

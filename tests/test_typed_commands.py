@@ -6,11 +6,15 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import TINY
+from pictures import classes, tiny, write
 from test_readme import PAGES, ROOT
+
+from innerloop.practice.output import FILES
 
 SKIPPED = {
     r"trainer=ddp\b(?!_)": "needs several GPUs",
@@ -51,8 +55,11 @@ def places(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
             Image.new("RGB", (8, 8), (6 * c, i, 0)).save(root / "pictures" / f"class{c}" / f"{i}.png")
     train("algo=maml", *TINY, "logger=csv", f"hydra.run.dir={root / 'run'}")
     train("-m", "algo=maml", "seed=0,1", *TINY, "logger=csv", f"sweep={root / 'sweep'}")
+    for name, first in (("labelled", 0), ("new", 4), ("more", 6)):  # in the working directory of `train`
+        write(Path(name), classes(each=4, first=first))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        patch.setattr("innerloop.runs.build.named", tiny)  # the real one is an extra
         yield {"RUN": str(root / "run"), "SWEEP": str(root / "sweep"), "FOLDER": str(root / "pictures")}
     shutil.rmtree(root)
 
@@ -80,3 +87,10 @@ def test_command_runs(command: str, places: dict[str, str], train: Any, monkeypa
     except SystemExit as end:
         status = end.code
     assert not status
+
+
+@pytest.mark.slow
+def test_an_adaptation_left_what_the_page_lists(places: dict[str, str]) -> None:
+    """After the commands of docs/your-own-pictures.md."""
+    assert all(Path("results", name).is_file() for name in FILES)
+    assert Path("results2", "predictions.csv").is_file()

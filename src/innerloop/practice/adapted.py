@@ -1,7 +1,7 @@
 """The Python door to a person's own pictures: adapt to labelled ones, predict new ones."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -135,13 +135,7 @@ def adapt(
     classes = classes_of(pictures, support)
     y = torch.tensor([classes.index(str(label)) for label in pictures.labels])
     method = RunMethod(loaded, len(classes)) if loaded else None
-    fit: Fit = closed_form if method is None else method
-    models = fit(pictures.x, y, len(classes))
-    if loaded is None:
-        quick: Fit = partial(closed_form, dimensions=pictures.x.shape[1])
-        held_out = hold_out(quick, in_their_span(pictures.x), y, len(classes))
-    else:
-        held_out = hold_out(fit, pictures.x, y, len(classes), RUN_FOLDS)
+    models, held_out = fitted(pictures.x, y, len(classes), method)
     if held_out is not None:
         chosen, (temperature, threshold) = calibrated(held_out, y, false_alarms)
     elif loaded is not None:
@@ -162,6 +156,17 @@ def adapt(
         chosen=chosen,
     )
     return replace(found, about=_about(found, loaded, method.remarks if method else [], false_alarms, workers))
+
+
+Models = Mapping[str, Callable[[Tensor], Scores]]
+
+
+def fitted(x: Tensor, y: Tensor, classes: int, method: RunMethod | None) -> tuple[Models, HeldOut | None]:
+    """Return the classifiers by name, and the held-out scores of each: see `hold_out`. method: of a run, or None."""
+    if method is not None:
+        return method(x, y, classes), hold_out(method, x, y, classes, RUN_FOLDS)
+    quick: Fit = partial(closed_form, dimensions=x.shape[1])
+    return closed_form(x, y, classes), hold_out(quick, in_their_span(x), y, classes)
 
 
 def check_numbers(false_alarms: float, workers: int, batch_size: int) -> None:

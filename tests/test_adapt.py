@@ -244,8 +244,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, train: Any) -> Path:
         "hybrid": ["algo=hybrid"],
         "finetune": ["algo=finetune"],
     }
-    for name, arguments in algos.items():
-        train(*arguments, *common, f"hydra.run.dir={root / name}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("innerloop.runs.train.save_figures", lambda *_: {})  # most of the time of such a run
+        for name, arguments in algos.items():
+            train(*arguments, *common, f"hydra.run.dir={root / name}")
     return root
 
 

@@ -97,6 +97,17 @@ def test_what_only_training_depends_on_pairs(tmp_path: Path) -> None:
     assert rows[1][-2] == "+1.0000 ± 0.0000"
 
 
+def test_runs_of_an_older_version_pair_with_those_of_today(tmp_path: Path) -> None:
+    """They lack keys whose values they had, and some keys had other names."""
+    older = make_run(tmp_path / "older", "a", 0, [1.0, 2.0], data__class_folders="outermost", data__ways=5)
+    today = {"data__split": "classes", "data__augment": [], "data__test_ways": None}
+    newer = make_run(tmp_path / "newer", "b", 0, [2.0, 3.0], data__class_level=1, data__ways=5, **today)
+    other = make_run(tmp_path / "other", "c", 0, [2.0, 3.0], data__class_level=1, data__ways=20, data__test_ways=5)
+    assert len(compare(older, newer, other)[0]) == 3
+    same = make_run(tmp_path / "same", "b", 0, [2.0, 3.0], data__split="same", data__class_level=1, data__ways=5)
+    assert "different episodes: data.split None and same" in compare(older, same, status=2)[1]
+
+
 def test_seeds_of_two_sweeps_are_one_row(tmp_path: Path) -> None:
     a, b = make_run(tmp_path / "a", "a", 0, [1.0, 2.0]), make_run(tmp_path / "b", "a", 1, [2.0, 3.0])
     for path in (a, b):

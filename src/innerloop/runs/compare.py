@@ -25,8 +25,10 @@ from innerloop.runs.config import CONFIG
 from innerloop.runs.record import RESULTS
 
 # Keys of a data configuration that test episodes do not depend on, apart from their number and how a picture is seen.
-TRAINING_KEYS = ("meta_batch_size", "num_workers", "rotations", "test_episodes", "train_queries")
+TRAINING_KEYS = ("augment", "meta_batch_size", "num_workers", "rotations", "test_episodes", "train_queries")
 SEEN_KEYS = ("backbone", "standardize", "size", "channels")
+# Keys that runs may lack because they are older, with the values that those runs had.
+NEWER_KEYS: dict[str, Any] = {"class_level": None, "split": "classes", "split_rule": "count"}
 # Keys of a configuration that do not describe what was trained.
 RUN_KEYS = ("seed", "logger", "resume", "sweep", "debug", "traceback")
 
@@ -55,7 +57,13 @@ class FinishedRun:
 
     def episodes(self) -> dict[str, Any]:
         """Return key -> value of everything that decides the test episodes."""
-        data = {f"data.{k}": v for k, v in self.config["data"].items() if k not in (*TRAINING_KEYS, *SEEN_KEYS)}
+        known = dict(self.config["data"])
+        if (folders := known.pop("class_folders", None)) is not None:  # the older name
+            known["class_level"] = 1 if folders == "outermost" else None
+        if (ways := known.pop("test_ways", None)) is not None:
+            known["ways"] = ways
+        known = {k: v for k, v in known.items() if k not in NEWER_KEYS or v != NEWER_KEYS[k]}
+        data = {f"data.{k}": v for k, v in known.items() if k not in (*TRAINING_KEYS, *SEEN_KEYS)}
         test = {"test.seed": self.config["test"]["seed"], "test.episodes": self.results["test"]["episodes"]}
         return data | test
 

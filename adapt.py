@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 # So that it runs without being installed.
 SRC = str(Path(__file__).resolve().parent / "src")
@@ -23,6 +23,8 @@ PATHS = ("support", "query", "out", "run", "model")
 def main(cfg: DictConfig) -> None:
     with command.reported_errors():
         keys.check_schema(cfg, schemas.AdaptConfig)
+        if OmegaConf.is_missing(cfg, "out"):
+            raise InputError("where to? add out=FOLDER, a new folder for the report and the predictions")
         with fast_imports():  # of torch, which --help does without
             from innerloop.practice.command import adapt_command
 

@@ -316,7 +316,9 @@ def test_the_folder_of_an_adaptation(tmp_path: Path, here: Here) -> None:
     status, err = here("adapt.py", "model=results/first", "query=new", "out=second")
     assert status == 0, err
     assert (tmp_path / "second" / "predictions.csv").read_text() == rows
-    assert not (tmp_path / "second" / "adapted.pt").exists()
+    status, err = here("adapt.py", "model=second", "query=new", "out=second", "overwrite=true")
+    assert status == 0, err
+    assert practice.load(tmp_path / "second").classes == ["a", "b", "c"], "a model may be used in its own folder"
     write(tmp_path / "new", {"z.png": classes()["b/0.png"]})
     status, err = here("adapt.py", *given)
     assert status == 1

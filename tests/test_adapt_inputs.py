@@ -124,7 +124,7 @@ def test_a_turned_picture_has_the_features_of_the_upright_one(tmp_path: Path) ->
 def test_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     support = write(tmp_path / "own", {**classes(), "a/bomb.png": encoded(Image.new("1", (3000, 3000)))})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
-    assert "exceeds limit of 2000000 pixels" in set_aside(support)["a/bomb.png"]
+    assert "more than 1,000,000 pixels; make it smaller" in set_aside(support)["a/bomb.png"]
     monkeypatch.undo()
     small_files = write(tmp_path / "two", {**classes(), "a/bomb.png": bytes(2**20 + 1)})
     monkeypatch.setattr("innerloop.runs.build.named", tiny)
@@ -315,7 +315,7 @@ def test_one_picture_of_each_class(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert found.look().count("unlike every class") == 0
     some = practice.adapt(write(tmp_path / "some", {**classes("ab"), **classes("c", each=1)}))
     assert some.about["validation"]["pictures"] == 8
-    assert any("1 classes have one picture" in line for line in some.about["warnings"])
+    assert any("One class has one picture" in line for line in some.about["warnings"])
 
 
 def test_pictures_of_the_support_among_the_new_ones(tmp_path: Path) -> None:
@@ -341,8 +341,21 @@ def test_pictures_of_the_support_among_the_new_ones(tmp_path: Path) -> None:
         (["support=own", "query=empty"], "query=empty holds no picture that can be used: it is empty"),
         (["support=own", "false_alarms=0"], "false_alarms must be between 0 and 1, got 0"),
         (["support=own", "look_below=2"], "look_below must be from 0 to 1, got 2"),
-        (["support=own", "workers=0"], "workers and batch_size must be above zero"),
-        (["support=own", "threads=0"], "threads must be above zero"),
+        (["support=own", "workers=0"], "workers must be from 1 to 1,024, got 0"),
+        (["support=own", "threads=0"], "threads must be from 1 to 1,024, got 0"),
+        (["support=own", "threads=1000000000000"], "threads must be from 1 to 1,024"),
+        (["support="], "support= is empty: give a path, or leave support out"),
+        (["support=own", "query="], "query= is empty"),
+        (["support=own", "out="], "out= is empty"),
+        (["support=own", "out=."], "out=. is the working directory or above it"),
+        (["support=own", "out=.."], "out=.. is the working directory or above it"),
+        (["support=~nosuchuser/x"], "~nosuchuser/x: there is no such folder or file"),
+        (["support=null"], "null: there is no such folder or file"),
+        (["support=2024_05"], "2024_05: there is no such folder or file"),
+        (["support=Blätter"], "Blätter: there is no such folder or file"),
+        (["support=own", "false_alarms=0,05"], "Ambiguous value for argument 'false_alarms=0,05'"),
+        (["own"], "own: write KEY=VALUE, such as support=own"),
+        (["model=own", "query=own", "false_alarms=0.1"], "an adapted model has its own; leave false_alarms out"),
         (["support=own", "workers=many"], "workers: Value 'many'"),
         (["support=own", "suport=own"], "unknown key suport. Did you mean support"),
         (["support=own", "-m"], "-m: an adaptation is one command"),
@@ -364,8 +377,136 @@ def test_one_line_for_each_mistake(arguments: list[str], message: str, tmp_path:
     assert status == 1
     assert message in err
     assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
     assert (tmp_path / "full" / "report.html").read_text() == "earlier"
     assert [p for p in sorted(str(p) for p in tmp_path.rglob("*")) if "/cache" not in p] == before
+
+
+def test_out_must_be_given(tmp_path: Path, here: Here) -> None:
+    write(tmp_path / "own", classes())
+    status, err = here("adapt.py", "support=own")
+    assert (status, err.strip()) == (
+        1,
+        "adapt.py: where to? add out=FOLDER, a new folder for the report and the predictions",
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["2024_06", "1e4", "true", "null", "Blätter 3", "a=b, {c} [d] ${e}", 'q"u\\', "~x", "é"]
+)
+def test_any_folder_may_be_named(name: str, tmp_path: Path, here: Here) -> None:
+    write(tmp_path / name, classes())
+    status, err = here("adapt.py", f"support={name}", f"out=out {name}")
+    assert status == 0, err
+    assert (tmp_path / f"out {name}" / "report.html").is_file()
+
+
+def test_names_of_any_bytes_and_forms(tmp_path: Path, here: Here) -> None:
+    """A class whose name is no UTF-8, and one name in two forms of Unicode, which is one class."""
+    files = classes()
+    support = tmp_path / "own"
+    for name, data in files.items():
+        place = {"a": os.fsencode(support) + b"/caf\xe9", "b": os.fsencode(support / "e\u0301"), "c": b""}[name[0]]
+        place = place or os.fsencode(support / "\u00e9")
+        os.makedirs(place, exist_ok=True)
+        with open(os.path.join(place, os.fsencode(name[0] + name[2:])), "wb") as file:
+            file.write(data)
+    status, err = here("adapt.py", "support=own", "query=own", "out=out")
+    assert status == 0, err
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8"))))
+    assert {row["predicted"] for row in rows} == {"caf\\udce9", "\u00e9"}
+    status, err = here("adapt.py", "model=out", "query=own", "out=out2")
+    assert status == 0, err
+
+
+def test_classes_with_the_names_of_columns_have_columns_of_their_own(tmp_path: Path) -> None:
+    names = {"a": "label", "b": "label (class)", "c": "look"}
+    files = {n.replace(n[0], names[n[0]], 1): d for n, d in classes().items()}
+    found = practice.adapt(write(tmp_path / "own", files)).predict(write(tmp_path / "new", classes(each=1, first=8)))
+    assert len(set(found.columns())) == len(found.columns()) == 4 + 3 + 3
+    assert all(len(row) == len(found.columns()) for row in found.rows())
+
+
+def test_pipes_in_the_place_of_tables_and_archives(tmp_path: Path) -> None:
+    adapted = practice.adapt(write(tmp_path / "own", classes()))
+    for name in ("f.csv", "f.zip", "f.png"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(InputError, match="is no file"):
+            adapted.predict(tmp_path / name)
+        with pytest.raises(InputError, match="is no file"):
+            practice.adapt(tmp_path / name)
+
+
+def test_what_pillow_raises_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whatever type, and formats that start other programs are not tried at all."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
+    dds = b"DDS " + (124).to_bytes(4, "little") + bytes(120)
+    support = write(tmp_path / "own", {**classes(), "a/eps.png": eps, "a/dds.png": dds})
+    assert all("no known format" in reason for reason in set_aside(support).values())
+    opened = Image.open
+
+    def broken(file: Any, *rest: Any, **options: Any) -> Image.Image:
+        if file.getbuffer()[:2] == b"BM":
+            raise RuntimeError("Failed to decode image: Missing item")
+        return opened(file, *rest, **options)
+
+    monkeypatch.setattr(Image, "open", broken)
+    found = set_aside(write(tmp_path / "two", {**classes(), "a/x.bmp": encoded(drawing(1, 1), "bmp")}))
+    assert found == {"a/x.bmp": "is not a readable BMP: Failed to decode image: Missing item"}
+
+
+def test_damaged_entries_of_a_zip_file_are_rows(tmp_path: Path) -> None:
+    path = tmp_path / "own.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for name, data in classes().items():
+            archive.writestr(name, data)
+        archive.writestr("a/x.png", os.urandom(3000))
+        start = archive.getinfo("a/x.png").header_offset
+    whole = bytearray(path.read_bytes())
+    whole[start + 80 : start + 400] = bytes(320)
+    path.write_bytes(bytes(whole))
+    found = set_aside(path)
+    assert list(found) == ["a/x.png"]
+    assert "cannot be read" in found["a/x.png"]
+
+
+def test_a_zip_file_of_an_old_tool_for_windows(tmp_path: Path) -> None:
+    path = tmp_path / "own.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in classes().items():
+            entry = zipfile.ZipInfo("x")
+            entry.filename = "own\\" + name.replace("/", "\\")
+            archive.writestr(entry, data)
+    assert practice.adapt(path).classes == ["a", "b", "c"]
+
+
+def test_more_tables(tmp_path: Path) -> None:
+    write(tmp_path, classes())
+    (tmp_path / "table.csv").write_text("sep=;\r\n" + table_of(";", "\r\n"))
+    assert practice.adapt(tmp_path / "table.csv").classes == ["a", "b", "c"]
+    (tmp_path / "table.csv").write_text(table_of() + "a\0b.png,a\n")
+    (found,) = practice.adapt(tmp_path / "table.csv").support.listing.skipped  # type: ignore[union-attr]
+    assert found.reason == "cannot be read: embedded null byte"
+    (tmp_path / "table.csv").write_text(table_of().replace("b/0.png", '"b/0.png'))
+    with pytest.raises(InputError, match="is a quotation mark not closed"):
+        practice.adapt(tmp_path / "table.csv")
+
+
+def test_a_folder_around_the_classes_of_new_pictures_is_no_class(tmp_path: Path) -> None:
+    adapted = practice.adapt(write(tmp_path / "own", classes()))
+    new = write(tmp_path / "new", {f"leaves/2024/{n}": d for n, d in classes(each=2, first=9).items()})
+    evaluation = adapted.predict(new).evaluation()
+    assert evaluation is not None
+    assert evaluation["pictures"] == 6
+
+
+def test_names_that_a_spreadsheet_would_compute(tmp_path: Path, here: Here) -> None:
+    write(tmp_path / "own", {n.replace("a/", "=1+1/"): d for n, d in classes().items()})
+    assert here("adapt.py", "support=own", "query=own", "out=out")[0] == 0
+    for name in ("predictions.csv", "skipped.csv"):
+        cells = csv.reader(io.StringIO((tmp_path / "out" / name).read_text()))
+        assert not [cell for row in cells for cell in row if cell.startswith(("=", "+", "-", "@"))]
+    assert "'=1+1" in (tmp_path / "out" / "predictions.csv").read_text()
 
 
 def test_a_run_on_something_else(train: Any, tmp_path: Path) -> None:
@@ -393,6 +534,43 @@ def test_models_that_cannot_be_read(tmp_path: Path) -> None:
     whole = (stored(content) / "adapted.pt").read_bytes()
     (tmp_path / "adapted.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="is no adapted model, or is damaged"):
+        practice.load(tmp_path)
+
+
+def test_a_flipped_bit_in_a_model_is_found(tmp_path: Path) -> None:
+    adapted = practice.adapt(write(tmp_path / "own", classes()))
+    whole, new = model_file.model_bytes(adapted), write(tmp_path / "new", classes(each=2, first=9))
+    expected = adapted.predict(new).rows()
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        data = bytearray(whole)
+        data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+        (tmp_path / "adapted.pt").write_bytes(bytes(data))
+        try:
+            again = practice.load(tmp_path)
+        except InputError:
+            continue
+        assert again.predict(new).rows() == expected, "the bit was in what the format does not use"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"temperature": float("nan")},
+        {"temperature": 0.0},
+        {"threshold": "a"},
+        {"threshold": -1.0},
+        {"classes": ["a"]},
+        {"classes": ["a", "a", "b"]},
+        {"seen": ["xyz"]},
+        {"model": {"form": 1}},
+    ],
+)
+def test_a_model_of_odd_values_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    adapted = practice.adapt(write(tmp_path / "own", classes()))
+    content = torch.load(io.BytesIO(model_file.model_bytes(adapted)), weights_only=True)
+    torch.save(content | changes, tmp_path / "adapted.pt")
+    with pytest.raises(InputError, match="adapted model"):
         practice.load(tmp_path)
 
 

@@ -4,13 +4,13 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from innerloop.devices.files import user_path
 from innerloop.errors import InputError
 
 NAMES = "efficientnet_lite0, timm:MODEL, open_clip:MODEL/PRETRAINED, file:PATH, run:RUN"
@@ -151,7 +151,7 @@ def _open_clip(model: str) -> Backbone:
 
 def _file(path: str) -> Backbone:
     """TorchScript (.pt) or an exported program (.pt2), with PATH.json: {"size": 224, "mean": […], "std": […]}."""
-    file, beside = Path(path).expanduser(), Path(f"{path}.json").expanduser()
+    file, beside = user_path(path), user_path(f"{path}.json")
     for needed in (file, beside):
         if not needed.is_file():
             raise InputError(f"backbone file:{path}: there is no {needed}")

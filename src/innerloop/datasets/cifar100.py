@@ -16,6 +16,7 @@ import torch
 from innerloop.datasets import pickles
 from innerloop.datasets.files import LARGEST_FILE, digest, fetch
 from innerloop.datasets.images import LabelledImages, cache_folder, cached, named_splits
+from innerloop.devices.files import user_path
 from innerloop.episodes import InputError, Split
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
@@ -65,7 +66,7 @@ def find(root: str) -> Path:
 
     Raises InputError if there is neither.
     """
-    path = Path(root).expanduser()
+    path = user_path(root)
     if not path.exists():
         raise InputError(f"data.root={root}: there is no such file or folder")
     for candidate in (path, path / FOLDER, path / ARCHIVE):

@@ -1,6 +1,7 @@
 """File functions of the loaders: download and verify, detect changes, read folders and zip files."""
 
 import hashlib
+import lzma
 import os
 import stat
 import struct
@@ -23,7 +24,7 @@ SYSTEM_FILES = ("Thumbs.db", "desktop.ini", "Icon\r")
 """Files that Windows and macOS put into folders of pictures, besides hidden ones."""
 
 # RuntimeError: an entry is encrypted, or compressed by a method that Python does not support.
-BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error)
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError, struct.error)
 
 
 def fetch(url: str, md5: str, folder: Path, advice: str) -> Path:
@@ -85,14 +86,17 @@ def entries(source: Path) -> tuple[list[str], dict[str, str]]:
     else:
         with _open_zip(source) as archive:
             refused = {e.filename: reason for e in archive.infolist() if (reason := _refusal(e))}
-            names = [n for n in archive.namelist() if n not in refused and not _is_hidden(n)]
+            # Old tools for Windows write backslashes.
+            names = [n.replace("\\", "/") for n in archive.namelist() if n not in refused]
+            names = [n for n in names if not _is_hidden(n)]
     if len(names) > MOST_FILES:
         raise InputError(f"{source} has {len(names):,} files, more than the {MOST_FILES:,} that are read")
     return sorted(set(names)), dict(sorted(refused.items()))
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/")) or name.endswith(SYSTEM_FILES)
+    *folders, last = name.split("/")
+    return any(part.startswith((".", "__MACOSX")) for part in (*folders, last)) or last in SYSTEM_FILES
 
 
 def _walk(root: str, folder: str, refused: dict[str, str]) -> Iterator[str]:
@@ -145,14 +149,18 @@ def reader(source: Path) -> Iterator[Callable[[str], bytes]]:
         yield lambda name: _content(source / name)
         return
     with _open_zip(source) as archive:
+        written = {name.replace("\\", "/"): name for name in archive.namelist()}
 
         def content(name: str) -> bytes:
             try:
+                entry = archive.getinfo(written.get(name, name))
                 # The size in the entry's header may be wrong, so reading is bounded too.
-                if archive.getinfo(name).file_size > LARGEST_FILE:
+                if entry.file_size > LARGEST_FILE:
                     raise InputError(too_large(f"{source}: {name}"))
-                with archive.open(name) as file:
+                with archive.open(entry) as file:
                     return _bounded(file, f"{source}: {name}")
+            except InputError:
+                raise
             except (KeyError, *BROKEN_ZIP) as error:
                 raise InputError(f"{source}: {name} cannot be read: {error}") from error
 
@@ -160,14 +168,29 @@ def reader(source: Path) -> Iterator[Callable[[str], bytes]]:
 
 
 def _content(path: Path) -> bytes:
+    with opened(path) as file:
+        return _bounded(file, f"{path}")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading. Raises InputError if that fails, or it is no file but a folder, a pipe or a device."""
     try:
-        # Without waiting, because a pipe may have taken the place of the file.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        # Without waiting, which opening a pipe does otherwise.
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(number).st_mode):
                 raise InputError(f"{path} is no file")
-            return _bounded(file, f"{path}")
+            with open(number, "rb", closefd=False) as file:
+                yield file
+        finally:
+            os.close(number)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL character in the path
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be read: {error}") from error
 
 
 def _bounded(file: IO[bytes], origin: str) -> bytes:
@@ -185,7 +208,7 @@ def too_large(origin: str) -> str:
 @contextmanager
 def _open_zip(file: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        with zipfile.ZipFile(file) as archive:
+        with opened(file) as content, zipfile.ZipFile(content) as archive:
             yield archive
     except InputError:
         raise

@@ -13,6 +13,7 @@ from innerloop.datasets.files import digest
 from innerloop.datasets.images import LabelledImages, cache_folder, cached, fixed_splits, named_splits, splits_by_name
 from innerloop.datasets.layouts import LAYOUT, find_layout
 from innerloop.datasets.pictures import pictures
+from innerloop.devices.files import user_path
 from innerloop.episodes import SPLITS, InputError, Split
 
 log = logging.getLogger("innerloop")
@@ -71,7 +72,7 @@ def load(
         if value not in known:
             raise InputError(f"data.{name}={value}: choose one of {', '.join(known)}")
     fractions = (train_fraction, validation_fraction)
-    source = Path(root).expanduser()
+    source = user_path(root)
     if not source.exists():
         raise InputError(f"data.root={root}: there is no such folder or file; it must be {LAYOUT}")
     if files := array_files(source):

@@ -11,6 +11,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont, features
 
 from innerloop.datasets.images import LabelledImages, cache_folder, cached, fixed_splits
+from innerloop.devices.files import user_path
 from innerloop.episodes import InputError
 
 SIZE = 28
@@ -79,7 +80,7 @@ def load(cache: str | None = None) -> LabelledImages:
     Raises InputError if matplotlib was installed without its fonts.
     """
     versions = f"matplotlib{matplotlib.__version__}-pillow{Image.__version__}-freetype{features.version('freetype2')}"
-    folder = cache_folder("glyphs") if cache is None else Path(cache).expanduser()
+    folder = cache_folder("glyphs") if cache is None else user_path(cache)
     stored = cached(folder / f"glyphs-{versions}-v{FORMAT}.npz", draw_all)
     names = tuple(map(str, stored["names"]))
     return LabelledImages(

@@ -3,6 +3,7 @@
 import logging
 import posixpath
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ def find_layout(source: Path, class_level: int | None) -> Layout:
         warn_if_nested(folders)
     else:
         folders = at_level(folders, class_level)
+    refuse_twice_named(source, list(folders))
     if lists:
         return Layout(folders, _by_lists(source, lists, folders))
     return Layout(folders, _by_folders(source, list(folders)))
@@ -102,6 +104,16 @@ def at_level(folders: dict[str, list[str]], level: int) -> dict[str, list[str]]:
         start = 1 if len(parts) > 1 and split_of(parts[0]) else 0
         found.setdefault("/".join(parts[: start + level]), []).extend(members)
     return {name: sorted(members) for name, members in sorted(found.items())}
+
+
+def refuse_twice_named(source: Path, classes: list[str]) -> None:
+    """Raise InputError if two classes have one name in different forms of Unicode, as macOS and others write it."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        if (other := seen.setdefault(unicodedata.normalize("NFC", name), name)) != name:
+            raise InputError(
+                f"{source}: the folders {other} and {name} have one name in two forms of Unicode; join them"
+            )
 
 
 def warn_if_nested(folders: dict[str, list[str]]) -> None:

@@ -18,6 +18,7 @@ from innerloop.datasets import pickles
 from innerloop.datasets.files import digest, listing
 from innerloop.datasets.images import LabelledImages, cache_folder, cached, named_splits
 from innerloop.datasets.pictures import PICTURES, pictures
+from innerloop.devices.files import user_path
 from innerloop.episodes import SPLITS, InputError, Split
 
 CLASSES: dict[Split, int] = {"train": 64, "validation": 16, "test": 20}
@@ -71,7 +72,7 @@ def load(root: str | None = None) -> LabelledImages:
     """
     if root is None:
         raise InputError(LAYOUT)
-    folder = Path(root).expanduser()
+    folder = user_path(root)
     if not folder.is_dir():
         raise InputError(f"data.root={root}: there is no such folder. {LAYOUT}")
     if files := _find(folder, PICKLES):

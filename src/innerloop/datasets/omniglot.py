@@ -14,6 +14,7 @@ from PIL import Image
 from innerloop.datasets.files import digest, fetch, listing, read
 from innerloop.datasets.images import LabelledImages, cache_folder, cached, fixed_splits
 from innerloop.datasets.pictures import decode
+from innerloop.devices.files import user_path
 from innerloop.episodes import InputError, Split
 
 URL = "https://github.com/brendenlake/omniglot/raw/master/python/"
@@ -73,7 +74,7 @@ def find(root: str, archive: str) -> Path:
 
     Raises InputError if neither exists.
     """
-    folder = Path(root).expanduser()
+    folder = user_path(root)
     if not folder.is_dir():
         raise InputError(f"data.root={root}: there is no such folder")
     if (folder / archive).is_dir():

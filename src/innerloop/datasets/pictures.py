@@ -1,10 +1,8 @@
 """Pictures of any common format, decoded by Pillow to arrays of one size."""
 
 import io
-import struct
 import threading
 import warnings
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,20 +21,12 @@ PICTURES = (
 NAMED = 10
 """The largest number of broken pictures that a message names."""
 
-# What Pillow raises for broken files. A message of Pillow's names a BytesIO object in place of the file.
-BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    MemoryError,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "HEIF")
+"""What Pillow may take a file for, whatever its name. Its other formats start programs, such as Ghostscript, or are not
+for pictures."""
 
 
+Image.init()  # all plug-ins, so that the known formats are found in `Image.OPEN`
 OPENING = threading.Lock()
 """Held while warnings are turned into errors, which concerns all threads of the process."""
 
@@ -53,15 +43,17 @@ def decode(data: bytes, origin: str) -> Image.Image:
         with OPENING, warnings.catch_warnings():
             # Pillow warns of a picture with more pixels than its limit, and refuses one with twice as many.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
         image.load()
-    except BROKEN as error:
+    except Exception as error:  # Pillow and the libraries below it raise nearly anything for damaged bytes
         if not data:
             reason = "the file is empty"
         elif isinstance(error, Image.UnidentifiedImageError):
             reason = "it is of no known format, or damaged at its start"
+        elif isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+            reason = f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller"
         else:
-            reason = str(error)
+            reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{origin} is not a readable {origin.rpartition('.')[2].upper()}: {reason}") from error
     return image
 
@@ -82,7 +74,9 @@ def picture(data: bytes, origin: str, size: int, channels: int) -> np.ndarray:
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = image.convert("L" if channels == 1 else "RGB").resize((size, size), Image.Resampling.LANCZOS)
-    except BROKEN as error:
+    except InputError:
+        raise
+    except Exception as error:  # for damage that is found only here
         raise InputError(f"{origin} cannot be converted: {error}") from error
     return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
 

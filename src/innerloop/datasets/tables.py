@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
+from innerloop.datasets.files import LARGEST_FILE, opened, too_large
 from innerloop.episodes import InputError
 
 FILES = ("file", "filename", "file_name", "filepath", "file_path", "path", "image", "image_path", "picture", "img")
@@ -15,7 +16,8 @@ SPLITS = ("split", "subset", "set", "partition")
 TABLES = (".csv", ".tsv", ".txt")
 """Suffixes of tables."""
 SEPARATORS = ",;\t|"
-LARGEST = 256 * 2**20
+LONGEST = 4096
+"""Characters of the longest path of a file."""
 
 
 class Row(NamedTuple):
@@ -36,7 +38,11 @@ def read_table(path: Path, labelled: bool = True) -> list[Row]:
     """
     text = _text(path)
     head = text.partition("\n")[0].partition("\r")[0]
-    separator = max(SEPARATORS, key=head.count)
+    given = head.strip().lower().removeprefix("sep=")
+    if given != head.strip().lower() and len(given) == 1:  # Excel's own first line
+        text, separator = text[len(head) :].lstrip("\r\n"), given
+    else:
+        separator = max(SEPARATORS, key=head.count)
     try:
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
     except csv.Error as error:
@@ -54,16 +60,19 @@ def read_table(path: Path, labelled: bool = True) -> list[Row]:
     found = [[cell(row, column) for column in columns] for row in rows[1:] if any(map(str.strip, row))]
     if not found:
         raise InputError(f"{path} has no rows below the names of its columns")
+    broken = next((file for file, *_ in found if "\n" in (file or "") or len(file or "") > LONGEST), None)
+    if broken:
+        raise InputError(
+            f"{path}: the file {broken[:40]!r}… has a line break or no end: is a quotation mark not closed?"
+        )
     return [Row((file or "").replace("\\", "/"), label, split) for file, label, split in found]
 
 
 def _text(path: Path) -> str:
-    try:
-        if path.stat().st_size > LARGEST:
-            raise InputError(f"{path} is larger than {LARGEST // 2**20} MB, the largest table that is read")
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    with opened(path) as file:
+        data = file.read(LARGEST_FILE + 1)
+    if len(data) > LARGEST_FILE:
+        raise InputError(too_large(f"{path}"))
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return data.decode("utf-16" if wide else "utf-8-sig")

@@ -8,6 +8,11 @@ from pathlib import Path
 from innerloop.errors import WriteError
 
 
+def user_path(text: "str | Path") -> Path:
+    """Return a path whose leading ~ or ~user is that user's home, if there is such a user."""
+    return Path(os.path.expanduser(text))
+
+
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file whole or not at all, even if the process is killed or the machine loses power meanwhile.
 

@@ -17,12 +17,14 @@ from innerloop.practice.embedding import DEFAULT_BACKBONE, Embedding, of_backbon
 from innerloop.practice.heads import MEANS, Scores, closed_form, in_their_span
 from innerloop.practice.learned import RunMethod
 from innerloop.practice.predictions import Predictions, joined
-from innerloop.practice.reading import Listing, Pictures, find, read_all, refuse_splits, without_twins
+from innerloop.practice.reading import Listing, Pictures, find, read_all, without_twins
 from innerloop.practice.validation import Fit, HeldOut, hold_out
 from innerloop.runs.load import Run, load_run
 
 log = logging.getLogger("innerloop")
 
+FALSE_ALARMS = 0.05
+"""Share of pictures of known classes that may be called unlike every class, unless another is given."""
 RUN_FOLDS = 40
 """Number of parts that are left out in turn with a run, whose adaptation takes longer than a closed form."""
 RUN_TASKS = 40
@@ -104,7 +106,7 @@ def adapt(
     *,
     run: "Run | Path | str | None" = None,
     backbone: str | None = None,
-    false_alarms: float = 0.05,
+    false_alarms: float = FALSE_ALARMS,
     workers: int = 4,
     batch_size: int = 16,
     allow: Sequence[str] = (),
@@ -121,7 +123,7 @@ def adapt(
     backbone: see `innerloop.backbones.named`; None: efficientnet_lite0.
     false_alarms: share of pictures of known classes that may be called unlike every class.
     workers: number of threads that decode pictures. batch_size: pictures that a backbone sees at once. Neither changes
-        a prediction. allow: see `innerloop.load`.
+        a probability by more than 1e-5. allow: see `innerloop.load`.
 
     Raises InputError if there are fewer than two classes with pictures that can be read, or the run does not fit.
     """
@@ -212,7 +214,6 @@ def classes_of(pictures: Pictures, support: "Path | str") -> list[str]:
     if not pictures.files:
         raise InputError(nothing_to_use("support", support, skipped))
     classes = sorted({str(label) for label in pictures.labels})
-    refuse_splits(classes)
     if len(classes) < 2:
         aside = f" ({len(skipped)} files were set aside: {skipped[0].file} {skipped[0].reason})" if skipped else ""
         raise InputError(f"support={support} has one class, {classes[0]}: there must be two or more{aside}")
@@ -221,7 +222,7 @@ def classes_of(pictures: Pictures, support: "Path | str") -> list[str]:
 
 def nothing_to_use(what: str, path: "Path | str", skipped: Sequence[tuple[str, str]]) -> str:
     """Return the message for a source without any picture that can be used."""
-    reasons = "; ".join(f"{file} {reason}" for file, reason in skipped[:3]) or "it is empty"
+    reasons = "; ".join(f"{file[:100]} {reason[:200]}" for file, reason in skipped[:3]) or "it is empty"
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     return f"{what}={path} holds no picture that can be used: {reasons}{more}"
 

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import signal
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +12,15 @@ from typing import Any
 
 import torch
 
+from innerloop.devices.files import user_path
 from innerloop.errors import InputError
-from innerloop.practice.adapted import Adapted, adapt
+from innerloop.practice.adapted import FALSE_ALARMS, Adapted, adapt
 from innerloop.practice.model_file import MODEL, load, model_bytes
 from innerloop.practice.output import check_out, csv_text, write_out
 from innerloop.practice.predictions import Predictions, shown
 from innerloop.practice.report import report
 from innerloop.practice.validation import Share
+from innerloop.runs.checks import MOST_THREADS
 from innerloop.runs.record import messages
 
 log = logging.getLogger("innerloop")
@@ -32,7 +36,7 @@ class Settings:
     run: str | None = None
     model: str | None = None
     backbone: str | None = None
-    false_alarms: float = 0.05
+    false_alarms: float | None = None
     look_below: float = 0.8
     overwrite: bool = False
     workers: int = 4
@@ -41,25 +45,28 @@ class Settings:
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("support", "query", "out", "run", "model"):
+            if getattr(self, name) == "":
+                raise InputError(f"{name}= is empty: give a path, or leave {name} out")
         if (self.support is None) == (self.model is None):
             raise InputError("give support=LABELLED, labelled pictures, or model=DIR, what an adaptation left")
         if self.model is not None:
-            for name in ("run", "backbone"):
+            for name in ("run", "backbone", "false_alarms"):
                 if getattr(self, name) is not None:
                     raise InputError(f"{name}={getattr(self, name)}: an adapted model has its own; leave {name} out")
             if self.query is None:
                 raise InputError("model=… predicts new pictures: add query=NEW")
         if not 0 <= self.look_below <= 1:
             raise InputError(f"look_below must be from 0 to 1, got {self.look_below}")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads must be above zero, got {self.threads}")
-        if min(self.workers, self.batch_size) < 1:
-            raise InputError(f"workers and batch_size must be above zero, got {self.workers} and {self.batch_size}")
+        for name, most in (("threads", MOST_THREADS), ("workers", MOST_THREADS), ("batch_size", 2**16)):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= most:
+                raise InputError(f"{name} must be from 1 to {most:,}, got {value}")
 
     def do(self) -> None:
         """Adapt, predict, write the folder `out` and print what matters."""
         start = time.perf_counter()
-        out = Path(self.out).expanduser()
+        out = user_path(self.out)
         check_out(out, self.overwrite)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -70,12 +77,14 @@ class Settings:
         sources = {name: getattr(self, name) for name in ("support", "model", "query")}
         page = report(adapted, predictions, {k: str(v) for k, v in sources.items() if v is not None}, self.workers)
         contents: dict[str, bytes | str] = {
-            "summary.json": json.dumps(summary(adapted, predictions, sources), indent=1, ensure_ascii=False) + "\n",
+            "summary.json": shown(
+                json.dumps(summary(adapted, predictions, sources), indent=1, ensure_ascii=False) + "\n"
+            ),
             "skipped.csv": skipped_table(adapted, predictions),
             "report.html": page,
         }
-        if self.model is None:
-            contents[MODEL] = model_bytes(adapted)
+        # Of a model that was read as well, so that the folder is whole, even if it is that model's own.
+        contents[MODEL] = model_bytes(adapted)
         if predictions is not None:
             contents["predictions.csv"] = csv_text(predictions.columns(), predictions.rows())
         write_out(out, contents, self.overwrite)
@@ -89,7 +98,7 @@ class Settings:
             self.support,
             run=self.run,
             backbone=self.backbone,
-            false_alarms=self.false_alarms,
+            false_alarms=FALSE_ALARMS if self.false_alarms is None else self.false_alarms,
             workers=self.workers,
             batch_size=self.batch_size,
             allow=self.allow,
@@ -138,5 +147,6 @@ def closing(adapted: Adapted, predictions: Predictions | None, out: Path, second
 def adapt_command(cfg: Mapping[str, Any]) -> None:
     """Do what the configuration of `adapt.py` says."""
     values = {name: value for name, value in cfg.items() if name not in ("traceback", "allow")}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left beside `out`
     with messages():
         Settings(**values, allow=tuple(cfg["allow"])).do()

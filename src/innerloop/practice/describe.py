@@ -103,5 +103,6 @@ def warnings_of(about: dict[str, Any]) -> list[str]:
         found.append(f"Only {validation['pictures']} pictures could be left out, so the accuracy is a rough one.")
     single = [name for name, n in about["support"]["classes"].items() if n == 1]
     if single:
-        found.append(f"{len(single)} classes have one picture, which cannot be left out: {', '.join(single[:5])}.")
+        count = "One class has" if len(single) == 1 else f"{len(single)} classes have"
+        found.append(f"{count} one picture, which cannot be left out: {', '.join(single[:5])}.")
     return found

@@ -1,15 +1,20 @@
 """The file `adapted.pt`: an adapted model as tensors and plain containers, which are data and no code."""
 
 import io
+import math
+import zipfile
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from innerloop.backbones import Standard
+from innerloop.datasets.files import opened
+from innerloop.devices.files import user_path
 from innerloop.episodes import weights_of, with_weights
 from innerloop.errors import InputError
 from innerloop.practice.adapted import Adapted
@@ -48,15 +53,18 @@ def load(path: "Path | str", *, batch_size: int = 16, allow: Sequence[str] = ())
     from: see `innerloop.load`.
     Raises InputError if it is missing, broken or of another version, or its backbone is another one today.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     file = path / MODEL if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"{path}: there is no adapted model (a file {MODEL}, or the folder that it is in)")
+    with opened(file) as stored:
+        data = stored.read()
     try:
-        content = torch.load(io.BytesIO(file.read_bytes()), map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:  # torch does not look at the checksums
+            if (damaged := archive.testzip()) is not None:
+                raise InputError(f"{damaged} has another checksum")
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         found = content["format"]
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
     except Exception as error:  # torch raises nearly anything for damaged bytes
         raise InputError(f"{file} is no adapted model, or is damaged: {_first_line(error)}") from error
     if found != FORMAT:
@@ -65,19 +73,38 @@ def load(path: "Path | str", *, batch_size: int = 16, allow: Sequence[str] = ())
             f"reads format {FORMAT}): adapt again"
         )
     try:
-        state = content["model"]
-        return Adapted(
-            classes=list(content["classes"]),
-            embedding=restored(content["embedding"], batch_size, allow),
-            model=_net_model(state, allow) if "net" in state else _vector_model(state),
-            temperature=float(content["temperature"]),
-            threshold=content["threshold"],
-            seen=frozenset(map(bytes.fromhex, content["seen"])),
-            about=content["about"],
-            net=state.get("net"),
-        )
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        return _adapted(content, batch_size, allow)
+    except InputError:
+        raise
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, IndexError) as error:
         raise InputError(f"{file} is no whole adapted model: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _adapted(content: dict[str, Any], batch_size: int, allow: Sequence[str]) -> Adapted:
+    """Return the model of a file's content. Raises any of many errors for what is none."""
+    state, classes = content["model"], [str(name) for name in content["classes"]]
+    numbers = [float(content["temperature"]), float(1.0 if content["threshold"] is None else content["threshold"])]
+    if len(set(classes)) < max(len(classes), 2) or not all(math.isfinite(n) and n > 0 for n in numbers):
+        raise InputError(
+            "the adapted model has no two classes, or its temperature or threshold is no number above zero"
+        )
+    model = _net_model(state, allow) if "net" in state else _vector_model(state)
+    heads = model.classes if isinstance(model, NetModel) else len(model.weight)
+    tensors = [w for w in tree_leaves(state) if isinstance(w, Tensor)]
+    if heads != len(classes) or not all(torch.isfinite(w).all() for w in tensors):
+        raise InputError(
+            f"the adapted model has {heads} outputs for {len(classes)} classes, or values that are no numbers"
+        )
+    return Adapted(
+        classes=classes,
+        embedding=restored(content["embedding"], batch_size, allow),
+        model=model,
+        temperature=numbers[0],
+        threshold=None if content["threshold"] is None else numbers[1],
+        seen=frozenset(map(bytes.fromhex, content["seen"])),
+        about=content["about"],
+        net=state.get("net"),
+    )
 
 
 def _state(adapted: Adapted) -> dict[str, Any]:

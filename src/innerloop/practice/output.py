@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ FILES = ("predictions.csv", "summary.json", "skipped.csv", "report.html", "adapt
 
 def check_out(out: Path, overwrite: bool) -> None:
     """Raise InputError if a folder cannot be written to: it is a file, or holds files that may not be replaced."""
+    if Path(os.path.abspath(out)) in (Path.cwd(), *Path.cwd().parents):
+        raise InputError(f"out={out} is the working directory or above it: choose a folder in it")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise InputError(f"out={out} is there and is no folder")
     try:
@@ -36,7 +39,8 @@ def write_out(out: Path, contents: Mapping[str, bytes | str], overwrite: bool) -
     it was.
     """
     check_out(out, overwrite)
-    draft, earlier = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
+    out, token = Path(os.path.abspath(out)), secrets.token_hex(4)
+    draft, earlier = (out.with_name(f".{out.name}.{token}.{word}") for word in ("tmp", "old"))
     try:
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -63,9 +67,16 @@ def _exchange(out: Path, draft: Path, earlier: Path) -> None:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
-    """Return a table as CSV text, in UTF-8 with bytes of file names that are no UTF-8 as escapes."""
+    """Return a table as CSV text.
+
+    Text that a spreadsheet would take for a formula, such as a file's name that begins with =, has an apostrophe before
+    it.
+    """
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue().encode("utf-8", "backslashreplace").decode()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerows([map(_no_formula, columns), *([_no_formula(row[name]) for name in columns] for row in rows)])
+    return file.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -11,7 +11,7 @@ from innerloop.practice.reading import Listing, Skipped
 from innerloop.practice.validation import Share, area_under_roc, calibration_error, reliability
 
 COLUMNS = ("file", "predicted", "probability", "second", "unknown", "look", "label")
-"""Columns of the table that are not classes. A class of such a name gets "(class)" after it."""
+"""Columns of the table that are not classes. A class of such a name has "(class)" after it in the table."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Predictions:
             "predicted",
             "probability",
             "second",
-            *map(column_of, self.classes),
+            *columns_of(self.classes),
             "unknown",
             "look",
             *labelled,
@@ -78,14 +78,14 @@ class Predictions:
     def rows(self) -> list[dict[str, str]]:
         """Return one row for each picture, sorted by file: column -> text."""
         found = []
-        looks = self.look()
+        looks, of_class = self.look(), columns_of(self.classes)
         for i, file in enumerate(self.files):
             p = self.probabilities[i]
             first, second = np.argsort(-p, kind="stable")[:2]
-            row = {"file": shown(file), "predicted": self.classes[first], "probability": f"{p[first]:.6f}"}
-            row |= {"second": self.classes[second]}
-            row |= {column_of(name): f"{value:.6f}" for name, value in zip(self.classes, p, strict=True)}
-            row |= {"unknown": f"{self.unknown[i]:.6f}", "look": looks[i], "label": self.labels[i] or ""}
+            row = {"file": shown(file), "predicted": shown(self.classes[first]), "probability": f"{p[first]:.6f}"}
+            row |= {"second": shown(self.classes[second])}
+            row |= {name: f"{value:.6f}" for name, value in zip(of_class, p, strict=True)}
+            row |= {"unknown": f"{self.unknown[i]:.6f}", "look": looks[i], "label": shown(self.labels[i] or "")}
             found.append({name: row[name] for name in self.columns()})
         return found
 
@@ -141,9 +141,14 @@ class Predictions:
         return found
 
 
-def column_of(name: str) -> str:
-    """Return the name of a class's column."""
-    return f"{shown(name)} (class)" if name in COLUMNS else shown(name)
+def columns_of(classes: Sequence[str]) -> list[str]:
+    """Return the name of each class's column, each once."""
+    found: list[str] = []
+    for name in map(shown, classes):
+        while name in COLUMNS or name in found:
+            name += " (class)"
+        found.append(name)
+    return found
 
 
 def shown(name: str) -> str:

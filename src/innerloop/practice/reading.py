@@ -1,5 +1,6 @@
 """A person's own pictures, found and read. What cannot be used is set aside with a reason."""
 
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from innerloop.datasets.files import entries, reader
 from innerloop.datasets.layouts import split_of
 from innerloop.datasets.pictures import PICTURES, picture
 from innerloop.datasets.tables import TABLES, read_table
+from innerloop.devices.files import user_path
 from innerloop.errors import InputError
 
 Embed = Callable[[Iterator[np.ndarray], int], Tensor]
@@ -91,7 +93,7 @@ def find(source: Path, labelled: bool) -> Listing:
 
     labelled: whether pictures without a label are set aside. Raises InputError if nothing is there.
     """
-    source = source.expanduser()
+    source = user_path(source)
     try:
         is_folder, exists = source.is_dir(), source.exists()
     except OSError as error:
@@ -100,6 +102,8 @@ def find(source: Path, labelled: bool) -> Listing:
         raise InputError(f"{source}: there is no such folder or file")
     if not is_folder and source.suffix.lower() in TABLES:
         return _from_table(source, labelled)
+    if not is_folder and not source.is_file():
+        raise InputError(f"{source} is no file but a pipe, a socket or a device")
     if not is_folder and source.suffix.lower() != ".zip":
         if labelled:
             raise InputError(
@@ -114,8 +118,10 @@ def find(source: Path, labelled: bool) -> Listing:
             pictures.append(name)
         elif not name.endswith("/"):
             skipped.append(Skipped(name, "is of no picture format that is known"))
-    inner = _common_folder(pictures) if labelled else ""
+    inner = _common_folder(pictures)
     labels = [_outermost(name.removeprefix(inner)) for name in pictures]
+    if labelled:
+        refuse_splits(sorted({label for label in labels if label is not None}))
     listing = Listing(source, pictures, labels, skipped)
     return _without_unlabelled(listing, "is in no class folder") if labelled else listing
 
@@ -126,7 +132,8 @@ def _from_table(path: Path, labelled: bool) -> Listing:
     skipped: list[Skipped] = []
     for row in rows:
         if row.file:
-            found.setdefault(row.file, set()).add(row.label)
+            label = row.label and unicodedata.normalize("NFC", row.label)
+            found.setdefault(row.file, set()).add(label)
         else:
             skipped.append(Skipped(f"{path.name} (label {row.label})", "its row names no file"))
     files, labels = list[str](), list[str | None]()
@@ -150,7 +157,7 @@ def _without_unlabelled(listing: Listing, reason: str) -> Listing:
 
 def _outermost(name: str) -> str | None:
     folder, _, rest = name.partition("/")
-    return folder if rest else None
+    return unicodedata.normalize("NFC", folder) if rest else None
 
 
 def _common_folder(names: list[str]) -> str:

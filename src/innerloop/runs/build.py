@@ -19,6 +19,7 @@ from innerloop.backbones import Backbone, named
 from innerloop.backbones.backbone import frozen
 from innerloop.datamodule import EpisodeDataModule
 from innerloop.datasets.images import LabelledImages
+from innerloop.devices.files import user_path
 from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
 from innerloop.nets.norm import FixedNorms
@@ -190,7 +191,7 @@ def backbone_of(name: str, allow: Sequence[str] = ()) -> Backbone:
     """
     if not name.startswith("run:"):
         return named(name)
-    run_dir = Path(name.removeprefix("run:")).expanduser()
+    run_dir = user_path(name.removeprefix("run:"))
     cfg = load_config(run_dir)
     cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.strategy, cfg.allow = "cpu", 1, "auto", list(allow)
     with isolate_rng():

@@ -9,6 +9,8 @@ from innerloop.errors import InputError
 from innerloop.runs.keys import check_schema
 from innerloop.runs.schemas import TrainConfig, name_of
 
+MOST_THREADS = 1024
+"""Limit on threads, far above what is sensible."""
 STEPS = ("last", "validation")
 PROFILERS = ("simple", "advanced", "pytorch")
 
@@ -23,6 +25,8 @@ def check(cfg: DictConfig, schema: type = TrainConfig) -> None:
         value = t[name]
         if value is not None and value < 1:
             raise InputError(f"trainer.{name} must be above zero, got {value}")
+    if t.threads is not None and t.threads > MOST_THREADS:
+        raise InputError(f"trainer.threads must be at most {MOST_THREADS:,}, got {t.threads}")
     if t.max_steps < 0:
         raise InputError(f"trainer.max_steps must not be negative, got {t.max_steps}")
     if test.episodes is None or test.episodes < 1:

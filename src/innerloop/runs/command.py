@@ -102,7 +102,7 @@ def _report(message: str) -> None:
 def explain(error: BaseException) -> str:
     """Return one short message for an error of the user's."""
     if isinstance(error, OverrideParseException) and "=" not in error.override:
-        key = "run" if Path(sys.argv[0]).stem == "evaluate" else "algo"
+        key = {"evaluate": "run", "adapt": "support"}.get(Path(sys.argv[0]).stem, "algo")
         return f"{error.override}: write KEY=VALUE, such as {key}={error.override}"
     message = str(error).partition("\nConfig search path")[0].rstrip()
     file = re.match(r"In '[^']+': ", message)  # Hydra says this of a mistake in a file
@@ -131,6 +131,8 @@ def explain(error: BaseException) -> str:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {group}={close[0]}?" if close else ""
         return f"{group}={name}: there is no conf/{group}/{name}.yaml.{hint} Possible here: {', '.join(names)}"
+    if isinstance(error, HydraException):  # Hydra writes several lines, with links
+        return " ".join(line.strip() for line in message.splitlines() if not line.startswith("See http"))
     return message
 
 
@@ -172,12 +174,12 @@ def typed_value(key: str, argv: Sequence[str]) -> str | None:
 def quoted_paths(argv: Sequence[str], keys: Sequence[str]) -> list[str]:
     """Return a command line whose values of these keys are quoted for Hydra, unless they are already.
 
-    A path may hold what Hydra's grammar gives a meaning, such as spaces, commas and brackets.
+    A path may hold what Hydra's grammar gives a meaning: spaces, commas and brackets, or be a number such as 2024_06.
     """
     found = []
     for argument in argv:
         key, equals, value = argument.partition("=")
-        if equals and key in keys and value and value[0] not in "'\"" and not re.fullmatch(r"[\w./-]+", value):
+        if equals and key in keys and (not value or value[0] not in "'\""):
             value = re.sub(r'(\\*)"', r'\1\1\\"', value)  # backslashes count only before a quote
             trailing = len(value) - len(value.rstrip("\\"))
             value = '"' + value + "\\" * trailing + '"'

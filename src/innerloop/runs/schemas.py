@@ -125,7 +125,7 @@ class AdaptConfig:
     run: str | None = MISSING
     model: str | None = MISSING
     backbone: str | None = MISSING
-    false_alarms: float = MISSING
+    false_alarms: float | None = MISSING
     look_below: float = MISSING
     overwrite: bool = MISSING
     workers: int = MISSING

@@ -402,6 +402,12 @@ def test_ctrl_c_keeps_the_vectors_and_leaves_no_folder(
     assert sum(seen) <= 90 - kept + 16
 
 
+def test_the_door_needs_no_import_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "own", classes())
+    found = innerloop.practice.adapt(tmp_path / "own").predict(write(tmp_path / "new", classes(each=1, first=9)))
+    assert [row["predicted"] for row in found.rows()] == ["a", "b", "c"]
+
+
 def test_what_is_not_possible_in_python(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="workers and batch_size must be above zero"):
         adapted_to(tmp_path, batch_size=0)

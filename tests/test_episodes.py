@@ -19,6 +19,7 @@ from innerloop.datamodule import Blocks, EpisodeDataModule, Share
 from innerloop.episodes import (
     SPLITS,
     Episode,
+    EpisodeStreams,
     InputError,
     MetaBatch,
     Samples,
@@ -175,6 +176,21 @@ def test_streams_differ_by_split_seed_and_index() -> None:
     # No stream is another one further on.
     first, second = (episode_rng(0, "train", i).random(20_000) for i in (0, 1))
     assert not np.intersect1d(first, second).size
+
+
+def test_streams_in_generators_that_are_used_again_are_the_same() -> None:
+    """To the last bit, whatever was drawn from them before: odd numbers of 32-bit words, normals, permutations."""
+    streams = EpisodeStreams()
+    for seed, split, indices in ((3, "train", range(5)), (0, "test", range(2**40, 2**40 + 7)), (3, "train", range(2))):
+        found = streams(seed, split, indices)  # type: ignore[arg-type]
+        assert len(found) == len(indices)
+        for index, stream in zip(indices, found, strict=True):
+            fresh = episode_rng(seed, split, index)  # type: ignore[arg-type]
+            draws = [
+                [g.integers(7, size=3, dtype=np.int32), g.normal(size=5), g.permutation(9), g.random(3)]
+                for g in (stream, fresh)
+            ]
+            assert [values.tolist() for values in draws[0]] == [values.tolist() for values in draws[1]]
 
 
 def test_evaluation_episodes_are_fixed_across_seeds() -> None:

@@ -38,4 +38,8 @@ def __getattr__(name: str) -> Any:
         from innerloop.runs.load import Run
 
         return Run
+    if name == "practice":
+        import innerloop.practice
+
+        return innerloop.practice
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ import numpy as np
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from innerloop.episodes import Episode, InputError, MetaBatch, Split, episode_rng, tasks_of
+from innerloop.episodes import Episode, EpisodeStreams, InputError, MetaBatch, Split, episode_rng, tasks_of
 
 MOST = 10**8
 """Limit on numbers of episodes, far above what is sensible: a larger number is a mistake, and would take for ever."""
@@ -32,10 +32,10 @@ class EpisodeStream(IterableDataset):
         self.start = 0
 
     def __iter__(self) -> Iterator[MetaBatch]:
-        worker = get_worker_info()
+        worker, streams = get_worker_info(), EpisodeStreams()
         t, stride = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
         while indices := self.ranges(t):
-            yield self.tasks.draw(self.split, [episode_rng(self.seed, self.split, i) for i in indices])
+            yield self.tasks.draw(self.split, streams(self.seed, self.split, indices))
             t += stride
 
 

@@ -1,7 +1,7 @@
 """The vocabulary of the package: samples, episodes, weights, and the random stream that an episode is drawn from."""
 
-from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -97,6 +97,33 @@ def episode_rng(seed: int, split: Split, index: int) -> np.random.Generator:
     if seed < 0 or index < 0:
         raise InputError(f"seed and episode index must not be negative, got seed={seed}, index={index}")
     return np.random.Generator(np.random.Philox(key=[seed, SPLITS.index(split)], counter=[0, 0, index, 0]))
+
+
+class EpisodeStreams:
+    """The random streams of many episodes, in generators that are used again, since new ones take longer than a draw.
+
+    The streams of one call are those of `episode_rng` to the last bit, and are valid until the next call.
+    """
+
+    def __init__(self) -> None:
+        self.generators: list[np.random.Generator] = []
+
+    def __call__(self, seed: int, split: Split, indices: Sequence[int]) -> list[np.random.Generator]:
+        """Return the stream of each episode."""
+        while len(self.generators) < len(indices):
+            self.generators.append(episode_rng(seed, split, 0))
+        state: dict[str, Any] = {
+            "bit_generator": "Philox",
+            "state": {"key": np.array([seed, SPLITS.index(split)], np.uint64), "counter": np.zeros(4, np.uint64)},
+            "buffer": np.zeros(4, np.uint64),
+            "buffer_pos": 4,  # nothing of the buffer is left
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        for generator, index in zip(self.generators, indices, strict=False):
+            state["state"]["counter"][2] = index
+            generator.bit_generator.state = state
+        return self.generators[: len(indices)]
 
 
 def number_of_tasks(batch: MetaBatch) -> int:

@@ -63,6 +63,7 @@ class Engine:
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk must be above zero, got {chunk}")
         self.kind, self.modules, self.chunk, self.compile, self.steady = kind, modules, chunk, compile, steady
+        self.convolutional = any(map(convolutional, modules))
         self._checked: set[Hashable] = set()
         self._without_vmap = False
         self.fitted: dict[Callable, int] = {}
@@ -93,7 +94,7 @@ class Engine:
     def _choose(self, on_cpu: bool, ragged: bool) -> str:
         if self.kind != "auto":
             return self.kind
-        if on_cpu and any(map(convolutional, self.modules)):
+        if on_cpu and self.convolutional:
             return "threads"
         if ragged or self._without_vmap:
             return "loop"

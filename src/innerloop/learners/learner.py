@@ -45,7 +45,7 @@ class MetaLearner(LightningModule):
     adaptation: turns a support set into weights. The keyword arguments of the outer loop: see `OuterLoop`.
 
     Optimization is manual: `training_step` gets the meta-gradient from the engine and passes it to Lightning in one
-    backward call, so that precision plug-ins, DDP and clipping act as usual. One outer update counts as one
+    backward call, so that precision plug-ins and DDP act as usual. One outer update counts as one
     `global_step`.
     Raises InputError for a net whose norms keep running statistics, which would pass from task to task.
     """
@@ -200,16 +200,15 @@ class MetaLearner(LightningModule):
         return share.to(next(self.parameters()).dtype)
 
     def _update(self, optimizer: LightningOptimizer, step: int, value: Tensor, counts: bool) -> None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        updated = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in updated if p.grad is not None])
         if not torch.isfinite(norm):
             what, number = ("meta-gradient", norm) if torch.isfinite(value) else ("loss", value)
             raise DivergedError(f"the {what} is {number.item()} at step {step}: training has diverged")
         if self._logging and counts:
             self.log("train/gradient_norm", norm, batch_size=1)
         if self.outer.outer_clip is not None:
-            limit = self.outer.outer_clip
-            self.clip_gradients(optimizer.optimizer, gradient_clip_val=limit, gradient_clip_algorithm="norm")
+            nn.utils.clip_grads_with_norm_(updated, self.outer.outer_clip, norm)  # Lightning's takes the norm anew
         if not counts:
             # Lightning counts the steps of every optimizer through these hooks, but a meta-batch must count once.
             optimizer._on_before_step = lambda: None

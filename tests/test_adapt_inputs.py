@@ -5,6 +5,7 @@ import csv
 import io
 import os
 import stat
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,22 @@ def test_pictures_of_all_kinds_are_read(name: str, data: bytes, tmp_path: Path) 
     assert found.files == [name]
     if Image.open(io.BytesIO(data)).mode not in ("L", "I;16"):
         assert found.rows()[0]["predicted"] == "a"
+
+
+def test_pictures_of_telephones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HEIC with its extra; without it, a row that names the extra."""
+    files = classes()
+    support = write(tmp_path / "own", {**files, "a/x.heic": b"\x00\x00\x00\x18ftypheic"})
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pillow_heif", None)
+        assert 'needs a package: pip install -e ".[heic]"' in set_aside(support)["a/x.heic"]
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    encoded_picture = io.BytesIO()
+    drawing(ord("a"), 7, (64, 64)).save(encoded_picture, "HEIF", quality=95)
+    new = write(tmp_path / "new", {"x.HEIC": encoded_picture.getvalue()})
+    (row,) = practice.adapt(write(tmp_path / "two", files)).predict(new).rows()
+    assert (row["file"], row["predicted"]) == ("x.HEIC", "a")
 
 
 def test_a_turned_picture_has_the_features_of_the_upright_one(tmp_path: Path) -> None:
@@ -316,6 +333,17 @@ def test_one_picture_of_each_class(tmp_path: Path, caplog: pytest.LogCaptureFixt
     some = practice.adapt(write(tmp_path / "some", {**classes("ab"), **classes("c", each=1)}))
     assert some.about["validation"]["pictures"] == 8
     assert any("One class has one picture" in line for line in some.about["warnings"])
+
+
+def test_blank_and_equal_pictures(tmp_path: Path, here: Here) -> None:
+    """Classes of pictures that hardly differ: finite numbers all the same, and a model that can be read again."""
+    shades = {f"{c}/{i}.png": Image.new("RGB", (9, 9), (200 * (c == "a") + i, 0, 0)) for c in "ab" for i in range(3)}
+    write(tmp_path / "own", {name: encoded(image) for name, image in shades.items()})
+    assert here("adapt.py", "support=own", "query=own", "out=out")[0] == 0
+    assert here("adapt.py", "model=out", "query=own", "out=out2")[0] == 0
+    text = (tmp_path / "out" / "predictions.csv").read_text() + (tmp_path / "out" / "summary.json").read_text()
+    assert "nan" not in text.lower()
+    assert "inf" not in text.lower()
 
 
 def test_pictures_of_the_support_among_the_new_ones(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from innerloop.practice.heads import Scores
 
 ALL_ONCE = 300
 """Up to this number of pictures, each is left out alone."""
+TINY = 1e-9
 FOLDS = 20
 """Number of parts that are left out in turn where there are more pictures."""
 Fit = Callable[[Tensor, Tensor, int], Mapping[str, Callable[[Tensor], Scores]]]
@@ -110,7 +111,7 @@ def threshold(distances: Tensor, false_alarms: float) -> float:
     """
     n = len(distances)
     rank = math.ceil((n + 1) * (1 - false_alarms))
-    return float(distances.sort().values[min(rank, n) - 1])
+    return max(float(distances.sort().values[min(rank, n) - 1]), TINY)  # it divides
 
 
 def choose(held_out: HeldOut, y: Tensor) -> str:

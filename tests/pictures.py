@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -58,3 +59,10 @@ def write(root: Path, files: dict[str, bytes]) -> Path:
 def classes(names: str = "abc", each: int = 4, first: int = 0) -> dict[str, bytes]:
     """path -> bytes of pictures in class folders. Pictures of other numbers are others of the same classes."""
     return {f"{name}/{i}.png": encoded(drawing(ord(name[0]), i)) for name in names for i in range(first, first + each)}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A small backbone in the place of all others, whose vectors are kept in the test's own folder."""
+    monkeypatch.setattr("innerloop.runs.build.named", tiny)
+    monkeypatch.setattr("innerloop.backbones.store.cache_folder", lambda name: tmp_path / "cache" / name)

@@ -1,10 +1,6 @@
 """Adapting to a person's own pictures: held-out numbers, probabilities, the unknown score, runs, files."""
 
-import csv
-import io
-import json
 import math
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Here
-from pictures import Patches, classes, tiny, write
+from pictures import Patches, classes, small, write
 from scipy import stats
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
 import innerloop
 from innerloop import practice
-from innerloop.devices import files as device_files
 from innerloop.episodes import InputError, Samples
 from innerloop.practice import heads, validation
 from innerloop.practice.adapted import Adapted
@@ -28,11 +22,7 @@ from innerloop.practice.learned import NetModel
 from innerloop.practice.model_file import model_bytes
 from innerloop.practice.validation import HeldOut, Share
 
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("innerloop.runs.build.named", tiny)
-    monkeypatch.setattr("innerloop.backbones.store.cache_folder", lambda name: tmp_path / "cache" / name)
+__all__ = ["small"]
 
 
 def clouds(n: int = 30, kinds: int = 3, size: int = 7, spread: float = 1.0, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -295,55 +285,6 @@ def test_without_anything_to_leave_out_a_run_asks_its_validation_tasks(runs: Pat
     assert any("validation tasks" in line for line in adapted.about["remarks"])
 
 
-def test_the_folder_of_an_adaptation(tmp_path: Path, here: Here) -> None:
-    write(tmp_path / "own pictures, (1)", {**classes(), "a/x.png": b""})
-    write(tmp_path / "new", {**classes(each=2, first=7), "y.txt": b""})
-    given = ["support=own pictures, (1)", "query=new", "out=results/first"]
-    status, err = here("adapt.py", *given)
-    assert status == 0, err
-    out = tmp_path / "results" / "first"
-    assert sorted(p.name for p in out.iterdir()) == sorted(
-        ["adapted.pt", "predictions.csv", "report.html", "skipped.csv", "summary.json"]
-    )
-    assert [p.name for p in (tmp_path / "results").iterdir()] == ["first"]
-    skipped = list(csv.DictReader(io.StringIO((out / "skipped.csv").read_text())))
-    assert [(row["of"], row["file"]) for row in skipped] == [("support", "a/x.png"), ("query", "y.txt")]
-    summary = json.loads((out / "summary.json").read_text())
-    assert summary["support"]["classes"] == {"a": 4, "b": 4, "c": 4}
-    assert summary["new_pictures"]["evaluation"]["accuracy"] == 1
-    rows = (out / "predictions.csv").read_text()
-    assert rows.splitlines()[0] == "file,predicted,probability,second,a,b,c,unknown,look,label"
-    status, err = here("adapt.py", "model=results/first", "query=new", "out=second")
-    assert status == 0, err
-    assert (tmp_path / "second" / "predictions.csv").read_text() == rows
-    status, err = here("adapt.py", "model=second", "query=new", "out=second", "overwrite=true")
-    assert status == 0, err
-    assert practice.load(tmp_path / "second").classes == ["a", "b", "c"], "a model may be used in its own folder"
-    write(tmp_path / "new", {"z.png": classes()["b/0.png"]})
-    status, err = here("adapt.py", *given)
-    assert status == 1
-    assert (out / "predictions.csv").read_text() == rows
-    status, err = here("adapt.py", *given, "overwrite=true")
-    assert status == 0, err
-    assert len((out / "predictions.csv").read_text().splitlines()) == len(rows.splitlines()) + 1
-    assert [p.name for p in (tmp_path / "results").iterdir()] == ["first"]
-
-
-def test_the_report_needs_nothing_else(tmp_path: Path, here: Here) -> None:
-    write(tmp_path / "own", classes())
-    write(tmp_path / "new", classes("abz", each=5, first=7))
-    status, err = here("adapt.py", "support=own", "query=new", "out=out")
-    assert status == 0, err
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert not re.findall(r"(?:src|href)=['\"](?!data:)", page)
-    assert "http" not in page.replace("http-equiv", "")
-    for part in ("class means of raw pixels", "the most frequent class", "Confusion matrix", "Reliability diagram"):
-        assert part in page
-    for part in ("The least certain", "The most unlike every class", "no medical device", "left out one by one"):
-        assert part in page
-    assert page.count("<img") > 12 + 2 + 12
-
-
 def test_it_says_if_the_baselines_are_as_good(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Vectors that say nothing: the pixels are better."""
     rng = np.random.default_rng(0)
@@ -355,51 +296,6 @@ def test_it_says_if_the_baselines_are_as_good(tmp_path: Path, caplog: pytest.Log
     (line,) = [w for w in practice.describe.warnings_of(adapted.about) if "raw pixels" in w]
     assert "The adapted model does not beat class means of raw pixels" in line
     assert any("does not beat" in record.getMessage() for record in caplog.records)
-
-
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "own", classes())
-    assert here("adapt.py", "support=own", "query=own", "out=out")[0] == 0
-    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
-    written = device_files.os.fsync
-    for fails_at in range(0, 10, 2):  # between them, the folder is synchronised, which may fail
-        count = iter(range(100))
-
-        def full(number: int, count: Any = count, fails_at: int = fails_at) -> None:
-            if next(count) == fails_at:
-                raise OSError(28, "No space left on device")
-            written(number)
-
-        monkeypatch.setattr(device_files.os, "fsync", full)
-        status, err = here("adapt.py", "support=own", "query=own", "out=out", "overwrite=true", "look_below=0.5")
-        monkeypatch.setattr(device_files.os, "fsync", written)
-        assert status == 1
-        assert "cannot be written: No space left on device" in err
-        assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
-        assert not [p for p in tmp_path.iterdir() if p.name.startswith(".out")]
-
-
-def test_ctrl_c_keeps_the_vectors_and_leaves_no_folder(
-    tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path / "own", classes(each=30))
-    forward = Patches.forward
-    seen: list[int] = []
-
-    def interrupted(self: Patches, x: torch.Tensor) -> torch.Tensor:
-        seen.append(len(x))
-        if len(seen) == 4:
-            raise KeyboardInterrupt
-        return forward(self, x)
-
-    monkeypatch.setattr(Patches, "forward", interrupted)
-    status, err = here("adapt.py", "support=own", "out=out")
-    assert (status, err.strip()) == (130, "adapt.py: interrupted")
-    assert not (tmp_path / "out").exists()
-    kept = sum(seen) - seen[3]
-    seen[:] = [0] * 10
-    assert here("adapt.py", "support=own", "out=out")[0] == 0
-    assert sum(seen) <= 90 - kept + 16
 
 
 def test_the_door_needs_no_import_of_its_own(tmp_path: Path) -> None:

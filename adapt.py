@@ -35,7 +35,7 @@ def application() -> None:
     schemas.register()
     if any(a in ("-m", "--multirun") for a in sys.argv[1:]):
         raise InputError("-m: an adaptation is one command; there is nothing to sweep")
-    sys.argv[1:] = command.quoted_paths(sys.argv[1:], PATHS)
+    sys.argv[1:] = command.quoted_paths(sys.argv[1:], PATHS, always=True)
     main()
 
 

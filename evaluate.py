@@ -29,6 +29,7 @@ def main(cfg: DictConfig) -> None:
 def application() -> None:
     schemas.register()
     run = command.typed_value("run", sys.argv[1:])
+    sys.argv[1:] = command.quoted_paths(sys.argv[1:], ("run", "data.root"))
     if not run and not any(a.startswith("-") or "=" not in a for a in sys.argv[1:]):  # such as --help
         raise InputError("which run? python evaluate.py run=RUN, its directory")
     config.register_run(run)

@@ -35,6 +35,7 @@ def application() -> None:
     if resumed not in (None, "null"):
         config.register_run(resumed)
         sys.argv.insert(1, "--config-name=resume")  # the recorded configuration instead of conf/train.yaml
+    sys.argv[1:] = command.quoted_paths(sys.argv[1:], ("resume", "sweep", "data.root", "hydra.run.dir"))
     main()
 
 

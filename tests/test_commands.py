@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SHORT, Here, run, start
+from conftest import ROOT, SHORT, TINY, Here, run, start
 from hydra import compose, initialize_config_dir
 from offline import offline_runs
 
 from innerloop.episodes import InputError, weights_of
 from innerloop.runs import schemas
 from innerloop.runs.build import build
+from innerloop.runs.command import quoted_paths
 from innerloop.runs.evaluate import best_step
 
 schemas.register()
@@ -364,3 +365,20 @@ def test_truncated_checkpoint_is_named(sweep: dict[tuple[str, int], Path], here:
         assert "last.ckpt was damaged or changed after it was written" in err
         assert "Traceback" not in err
     assert not (broken / "evaluations").exists()
+
+
+@pytest.mark.parametrize("name", ["Läufe/eins", "runs (copy)/a", "r[1]", "r{2}", "a'b", 'q"x'])
+def test_runs_in_folders_of_any_name(name: str, tmp_path: Path, here: Here) -> None:
+    """Characters that Hydra's grammar has no place for, or another meaning."""
+    tiny = [*TINY, "logger=csv", "algo=maml"]
+    assert here("train.py", *tiny, f"hydra.run.dir={name}")[0] == 0
+    assert (tmp_path / name / "results.json").is_file()
+    assert here("evaluate.py", f"run={name}", "test.episodes=4")[0] == 0
+    assert here("train.py", f"resume={name}", "trainer.max_steps=10")[0] == 0
+
+
+def test_values_that_hydra_understands_are_left_to_it() -> None:
+    typed = ["data.root=a,b", "resume=null", "data.root='x y'", "run=2024_06", "algo=Ä", "data.root=~/my pictures"]
+    assert quoted_paths(typed, ("data.root", "resume", "run")) == typed
+    assert quoted_paths(["run=2024_06"], ("run",), always=True) == ['run="2024_06"']
+    assert quoted_paths(["data.root=ä(1)"], ("data.root",)) == ['data.root="ä(1)"']

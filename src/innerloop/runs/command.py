@@ -171,15 +171,22 @@ def typed_value(key: str, argv: Sequence[str]) -> str | None:
     return next((a.partition("=")[2].strip("\"'") for a in argv if a.startswith(f"{key}=")), None)
 
 
-def quoted_paths(argv: Sequence[str], keys: Sequence[str]) -> list[str]:
+PLAIN = r"[\w/\\+.$%*@?|: ,=~-]*"
+"""What Hydra takes without quotes, a list of values for a sweep included; of letters, ASCII's only."""
+
+
+def quoted_paths(argv: Sequence[str], keys: Sequence[str], always: bool = False) -> list[str]:
     """Return a command line whose values of these keys are quoted for Hydra, unless they are already.
 
-    A path may hold what Hydra's grammar gives a meaning: spaces, commas and brackets, or be a number such as 2024_06.
+    A path may hold what Hydra's grammar gives a meaning, such as brackets, or has no place for, such as umlauts.
+
+    always: quote also what has a meaning as it is: lists of values, null, and numbers such as 2024_06.
     """
     found = []
     for argument in argv:
         key, equals, value = argument.partition("=")
-        if equals and key in keys and (not value or value[0] not in "'\""):
+        needed = always or not re.fullmatch(PLAIN, value, re.ASCII)
+        if equals and key in keys and needed and value[:1] not in ("'", '"'):
             value = re.sub(r'(\\*)"', r'\1\1\\"', value)  # backslashes count only before a quote
             trailing = len(value) - len(value.rstrip("\\"))
             value = '"' + value + "\\" * trailing + '"'

@@ -1,9 +1,12 @@
 """Frozen nets for pictures: what they see, what is kept of it on disk, and its standard form."""
 
 import dataclasses
+import io
 import json
 import os
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -230,6 +233,45 @@ def test_settings_that_do_not_go_together() -> None:
             FewShotImages(labelled(), ways=2, queries=3, **settings)  # type: ignore[arg-type]
 
 
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch /tmp/innerloop-backbone",)
+
+
+# The compiler itself uses what torch has deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_an_exported_program_of_a_stranger_runs_no_code(tmp_path: Path) -> None:
+    """torch itself unpickles whatever is among the weights of such a file."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.full((3,), 2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3)) * self.scale
+
+    path = tmp_path / "net.pt2"
+    batch = {"x": {0: torch.export.Dim("batch", min=1, max=1024)}}
+    torch.export.save(torch.export.export(Scaled(), (torch.zeros(2, 3, 6, 6),), dynamic_shapes=batch), path)
+    Path(f"{path}.json").write_text('{"size": 6, "mean": [0, 0, 0], "std": [1, 1, 1]}')
+    images = torch.from_numpy(random_pictures(5, size=6))
+    torch.testing.assert_close(named(f"file:{path}")(images), images.float().mean((2, 3)) / 255 * 2)
+    whole = path.read_bytes()
+    pickled = io.BytesIO()
+    torch.save(Evil(), pickled)
+    for name, content in (("data/weights/w.pt", pickled.getvalue()), ("data/aotinductor/model/m.so", b"ELF")):
+        path.write_bytes(whole)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(f"net/{name}", content)
+        with pytest.raises(InputError, match=r"which could run code|holds compiled code"):
+            named(f"file:{path}")
+    path.write_bytes(b"no archive")
+    with pytest.raises(InputError, match="is no exported program"):
+        named(f"file:{path}")
+    assert not Path("/tmp/innerloop-backbone").exists()
+
+
 # The compiler itself uses what torch has deprecated.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_backbone_of_a_file(tmp_path: Path) -> None:
@@ -264,7 +306,7 @@ def test_a_backbone_of_a_file(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(Other(), (torch.zeros(2, 3, 6, 6),), dynamic_shapes=batch), path)
     assert named(f"file:{path}").digest != first  # neither has weights
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(InputError, match="is neither TorchScript nor an exported program"):
+    with pytest.raises(InputError, match="is no exported program, or holds more than tensors"):
         named(f"file:{path}")
 
 

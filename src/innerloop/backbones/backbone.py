@@ -1,9 +1,12 @@
 """Frozen nets that turn a picture into a vector, by name."""
 
 import hashlib
+import io
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -160,6 +163,8 @@ def _file(path: str) -> Backbone:
         size, mean, std = (settings[key] for key in ("size", "mean", "std"))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f'{beside} must hold {{"size": …, "mean": […], "std": […]}}: {error!r}') from error
+    if file.suffix == ".pt2":
+        refuse_code(file)
     try:
         net = torch.export.load(file).module() if file.suffix == ".pt2" else torch.jit.load(file, map_location="cpu")
     except Exception as error:  # of any type, for a damaged file
@@ -168,6 +173,27 @@ def _file(path: str) -> Backbone:
     # The program is in the file, too: another one may have the same weights, or none.
     digest = hashlib.sha256(repr((size, backbone.mean, backbone.std)).encode() + file.read_bytes())
     return replace(backbone, digest=digest.hexdigest()[:32])
+
+
+def refuse_code(file: Path) -> None:
+    """Raise InputError for an exported program that holds code: pickles of more than tensors, or compiled libraries.
+
+    torch reads the weights in such a file without its own limits (2.13), so a stranger's file could run anything.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for name in archive.namelist():
+                if "aotinductor" in name.lower() or name.endswith((".so", ".pyd", ".dll")):
+                    raise InputError(f"{file} holds compiled code, {name}: export the program without compiling it")
+                content = archive.read(name)
+                if content[:2] == b"PK" or content[:1] == b"\x80":  # of torch.save, today's form and the older one
+                    torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # of any type, for what is no such file
+        raise InputError(
+            f"{file} is no exported program, or holds more than tensors, which could run code: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -344,3 +344,9 @@ def test_writes_choose_the_weights_that_are_written() -> None:
         else:
             assert changed == (expected or set(theta))
         assert sum(map(prod, (w.shape for w in written.values()))) == sum(w.numel() for w in theta.values())
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0])
+def test_a_limit_of_the_inner_gradient_is_above_zero(clip: float) -> None:
+    with pytest.raises(InputError, match="inner_clip must be above zero, got"):
+        GradientSteps(squared, 1, 0.1, clip=clip)

@@ -218,6 +218,8 @@ def test_a_flipped_bit_in_a_model_is_found(tmp_path: Path) -> None:
         {"classes": ["a", "a", "b"]},
         {"seen": ["xyz"]},
         {"model": {"form": 1}},
+        {"about": {}},
+        {"about": 3},
     ],
 )
 def test_a_model_of_odd_values_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
@@ -226,6 +228,29 @@ def test_a_model_of_odd_values_is_refused(changes: dict[str, Any], tmp_path: Pat
     torch.save(content | changes, tmp_path / "adapted.pt")
     with pytest.raises(InputError, match="adapted model"):
         practice.load(tmp_path)
+
+
+ERROR = ("validation", "calibration_error")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [("method",), ("support", "pictures"), ("support", "classes", "a"), ("validation", "left_out"), ("run",), ERROR],
+)
+def test_what_a_model_of_a_stranger_says_is_no_markup(path: tuple[str, ...], tmp_path: Path, here: Here) -> None:
+    """Of its own text nothing reaches the page as HTML; what is no text there is refused."""
+    adapted = practice.adapt(write(tmp_path / "own", classes()))
+    content = torch.load(io.BytesIO(model_file.model_bytes(adapted)), weights_only=True)
+    place = content["about"]
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = "<script>alert(1)</script>"
+    torch.save(content, tmp_path / "adapted.pt")
+    status, err = here("adapt.py", "model=adapted.pt", "query=own", "out=out")
+    if status == 0:
+        assert "<script" not in (tmp_path / "out" / "report.html").read_text()
+    else:
+        assert "says of itself" in err
 
 
 class Evil:

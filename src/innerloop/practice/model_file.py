@@ -95,6 +95,7 @@ def _adapted(content: dict[str, Any], batch_size: int, allow: Sequence[str]) -> 
         raise InputError(
             f"the adapted model has {heads} outputs for {len(classes)} classes, or values that are no numbers"
         )
+    _check_about(content["about"], classes)
     return Adapted(
         classes=classes,
         embedding=restored(content["embedding"], batch_size, allow),
@@ -105,6 +106,31 @@ def _adapted(content: dict[str, Any], batch_size: int, allow: Sequence[str]) -> 
         about=content["about"],
         net=state.get("net"),
     )
+
+
+def _check_about(about: dict[str, Any], classes: list[str]) -> None:
+    """Raise InputError unless what a report shows of a model has the types that it writes them with.
+
+    The model may be a stranger's, and the report is a page that a browser opens.
+    """
+    support, validation = about["support"], about.get("validation")
+    shares = [] if validation is None else [validation, *about["baselines"].values()]
+    texts = [about["method"], about["features"], *about["remarks"], *about["warnings"]]
+    texts += [about[name] for name in ("run", "algo") if about[name] is not None]
+    counts = [support["pictures"], support["skipped"], *support["classes"].values()]
+    if validation is not None:
+        texts.append(validation["left_out"])
+        counts.append(validation["pictures"])
+    numbers = [n for share in shares for n in (share["accuracy"], *share["interval"])]
+    numbers += [] if validation is None else [validation["calibration_error"], *validation["candidates"].values()]
+    if (
+        set(support["classes"]) != set(classes)
+        or not all(isinstance(value, str) for value in texts)
+        or not all(isinstance(value, int) for value in counts)
+        or not all(isinstance(value, float | int) for value in numbers)
+        or not all(len(share["interval"]) == 2 for share in shares)
+    ):
+        raise InputError("what the adapted model says of itself is not what an adaptation writes")
 
 
 def _state(adapted: Adapted) -> dict[str, Any]:

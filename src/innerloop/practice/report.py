@@ -21,6 +21,7 @@ SHOWN = 12
 CLASSES_SHOWN, PER_CLASS = 60, 6
 """Number of classes, and of pictures of each, among the labelled pictures that are shown."""
 SKIPPED_SHOWN = 30
+CHOSEN = " The model is the best of {n} on these pictures, which flatters it a little."
 
 
 def report(adapted: Adapted, predictions: Predictions | None, sources: dict[str, str], workers: int) -> str:
@@ -70,7 +71,9 @@ def _quality(adapted: Adapted, predictions: Predictions | None) -> list[str]:
     if validation is not None:
         found.append(
             f"<p>Each of {validation['pictures']} labelled pictures was predicted by a model that had not seen it "
-            f"(left out {validation['left_out']}). The bars are 95 % intervals.</p>"
+            f"(left out {text(validation['left_out'])}). The bars are 95 % intervals."
+            + (CHOSEN.format(n=len(validation["candidates"])) if len(validation["candidates"]) > 1 else "")
+            + "</p>"
         )
         rows = [("this model", validation, "ours"), *((name, b, "") for name, b in about["baselines"].items())]
         found.append("<table class='bars'>" + "".join(_bar(*row) for row in rows) + "</table>")

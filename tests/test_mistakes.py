@@ -237,10 +237,14 @@ def test_what_is_missing_is_named(script: str, arguments: list[str], said: str, 
         ("logger.tensorboard={a:1}", "logger.tensorboard={a:1}: a value of this kind is not possible here"),
         ("algo.width=99999999999999999999", "this algorithm cannot be built on this net: TypeError: "),
         ("net.hidden=[99999999999999999999]", "this net cannot be built: TypeError: "),
+        (
+            "data=hyperplane data.dimensions=99999999999999999999 net=linear",
+            "these tasks cannot be built: ValueError: Maximum allowed dimension exceeded",
+        ),
         ("algo.accumulate=99999999999999999999", "accumulate must be at most 1,000,000, got 99999999999999999999"),
     ],
 )
 def test_what_odd_values_once_found(override: str, said: str, here: Here, tmp_path: Path) -> None:
-    status, err = here("train.py", "algo=hybrid", *TINY, "logger=csv", override)
+    status, err = here("train.py", "algo=hybrid", *TINY, "logger=csv", *override.split())
     assert (status, err.strip().splitlines()[-1][: len(said) + 10]) == (1, f"train.py: {said}"[: len(said) + 10])
     assert not list(tmp_path.rglob("*"))

@@ -51,7 +51,8 @@ def build(cfg: DictConfig) -> Parts:
     module_values = {name: data.pop(name) for name in DATA_MODULE_KEYS if name in data}
     seed_everything(plain["seed"], verbose=False)
     allow = plain.get("allow", ())
-    tasks = make_tasks(data, allow)
+    with explained("these tasks cannot be built"):
+        tasks = make_tasks(data, allow)
     sizes = {"input_shape": tasks.input_shape, "output_size": tasks.output_size}
     with explained("this net cannot be built"):
         net = make(plain["net"], "net", nn.Module, allow, **sizes)

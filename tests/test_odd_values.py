@@ -122,6 +122,8 @@ def test_odd_values(part: int, here: Here, tmp_path: Path) -> None:
     each()
 
 
+# The compiler itself uses what torch has deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.slow
 @settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(command=commands())

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from innerloop.backbones.backbone import frozen
 from innerloop.backbones.store import Store, picture_digest
 from innerloop.datasets.images import LabelledImages
 from innerloop.episodes import InputError, Split, episode_rng
+from innerloop.practice.embedding import of_run
 from innerloop.tasks.images import FewShotImages
 
 
@@ -220,6 +222,23 @@ def test_tasks_of_vectors_are_those_of_their_pictures(standardize: bool | str) -
             train = tiny()(labelled().images[:40])
             x = standard(train, torch.arange(5).repeat_interleave(8), standardize == "whiten")(x)
         torch.testing.assert_close(samples.x.flatten(0, 1), x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("inverted", [True, False])
+def test_a_backbone_of_ink_on_dark_is_shown_that(
+    inverted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the tasks, by their `inputs` and in practice alike, whichever way the data's pictures were read."""
+    monkeypatch.setattr("innerloop.backbones.store.cache_folder", lambda name: tmp_path / name)
+    backbone = dataclasses.replace(tiny(), inverted=True)
+    data = dataclasses.replace(labelled(), inverted=inverted)
+    tasks = FewShotImages(data, ways=2, queries=3, backbone=backbone)
+    expected = tiny()(data.images if inverted else 255 - data.images)
+    assert tasks.features is not None
+    torch.testing.assert_close(torch.from_numpy(tasks.features), expected)
+    torch.testing.assert_close(tasks.inputs(data.images), expected)
+    run = types.SimpleNamespace(tasks=tasks, path=tmp_path)
+    assert of_run(run, 16).preparation.inverted  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("mine")

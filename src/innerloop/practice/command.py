@@ -1,7 +1,6 @@
 """What `adapt.py` does: adapt to labelled pictures or read an adapted model, predict new ones, write a folder."""
 
 import json
-import logging
 import signal
 import sys
 import time
@@ -22,8 +21,6 @@ from innerloop.practice.report import report
 from innerloop.practice.validation import Share
 from innerloop.runs.checks import MOST_THREADS
 from innerloop.runs.record import messages
-
-log = logging.getLogger("innerloop")
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ def of_run(run: Run, batch_size: int) -> Embedding:
     if height != width:
         raise InputError(f"{run.path} is a run on pictures of {height}x{width} pixels, which are not square")
     backbone = None if tasks.backbone is None else resolved(tasks.backbone)
-    return Embedding(Preparation(height, channels, tasks.dataset.inverted), backbone, tasks.standard, batch_size)
+    inverted = tasks.dataset.inverted if backbone is None or backbone.inverted is None else backbone.inverted
+    return Embedding(Preparation(height, channels, inverted), backbone, tasks.standard, batch_size)
 
 
 def restored(state: dict[str, Any], batch_size: int, allow: Sequence[str] = ()) -> Embedding:

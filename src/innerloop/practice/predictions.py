@@ -78,7 +78,7 @@ class Predictions:
     def rows(self) -> list[dict[str, str]]:
         """Return one row for each picture, sorted by file: column -> text."""
         found = []
-        looks, of_class = self.look(), columns_of(self.classes)
+        looks, of_class, columns = self.look(), columns_of(self.classes), self.columns()
         for i, file in enumerate(self.files):
             p = self.probabilities[i]
             first, second = np.argsort(-p, kind="stable")[:2]
@@ -86,7 +86,7 @@ class Predictions:
             row |= {"second": shown(self.classes[second])}
             row |= {name: f"{value:.6f}" for name, value in zip(of_class, p, strict=True)}
             row |= {"unknown": f"{self.unknown[i]:.6f}", "look": looks[i], "label": shown(self.labels[i] or "")}
-            found.append({name: row[name] for name in self.columns()})
+            found.append({name: row[name] for name in columns})
         return found
 
     def summary(self) -> dict[str, Any]:

@@ -178,16 +178,18 @@ class FewShotImages(Classification):
         """Return x of pictures that were read as the data set's were: (n, C, H, W) uint8 -> (n, *input_shape)."""
         if self.backbone is None:
             return images / 255
-        x = features(resolved(self.backbone), images.numpy(), len(images))
+        x = self._vectors(resolved(self.backbone), images)
         return x if self.standard is None else self.standard(x)
+
+    def _vectors(self, backbone: Backbone, images: Tensor) -> Tensor:
+        # A backbone that learned of ink on dark is shown that, whichever way the pictures were read.
+        exchanged = backbone.inverted is not None and backbone.inverted != self.dataset.inverted
+        return features(backbone, (255 - images if exchanged else images).numpy(), len(images))
 
     def _features(self, backbone: Backbone, standardize: bool | str) -> Tensor:
         """Return the vectors of all images, (N, dimensions), and set their standard form."""
         data = self.dataset
-        # A backbone that learned of ink on dark is shown that, whichever way the pictures were read.
-        exchanged = backbone.inverted is not None and backbone.inverted != data.inverted
-        images = 255 - data.images if exchanged else data.images
-        x = features(backbone, images.numpy(), len(images))
+        x = self._vectors(backbone, data.images)
         if not standardize:
             return x
         labels = torch.from_numpy(np.repeat(np.arange(len(data.classes)), data.counts))

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from innerloop.tasks.sinusoid import Sinusoid
 
 
 class Sabotaged(Sinusoid):
-    """plan: a file that may be missing: {"do": kill | interrupt | raise, "draw": n, "run": m, "always": bool}.
+    """plan: a file that may be missing: {"do": kill | interrupt | raise, "draw": n, "run": m, "always": bool, "after": p}
 
-    Acts at the n-th training meta-batch, in the m-th training of this process (any, if there is no "run"), once.
+    Acts at the n-th training meta-batch, in the m-th training of this process (any, if there is no "run"), once, and
+    not before the plan p, if one is named, has been carried out.
     """
 
     trained = 0
@@ -33,6 +35,8 @@ class Sabotaged(Sinusoid):
         if split == "train" and self.plan.exists():
             plan: dict[str, Any] = json.loads(self.plan.read_text())
             if self.drawn == plan["draw"] and plan.get("run", self.number) == self.number:
+                while "after" in plan and (self.plan.parent / plan["after"]).exists():
+                    time.sleep(0.01)
                 if not plan.get("always"):
                     self.plan.unlink()
                 if plan["do"] == "raise":

@@ -296,7 +296,7 @@ def test_experiments_are_what_their_head_says(experiment: str) -> None:
     assert experiment.startswith(cfg.data.name)
     assert experiment.endswith(cfg.algo.name)
     if "ways" in cfg.data:
-        assert f"_{cfg.data.ways}w{cfg.data.shots}s_" in experiment
+        assert f"_{cfg.data.test_ways or cfg.data.ways}w{cfg.data.shots}s_" in experiment
 
 
 def test_double_precision_trains_and_draws(here: Here, tmp_path: Path) -> None:

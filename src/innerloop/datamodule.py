@@ -1,9 +1,10 @@
 """The one data module that all learners share. It draws episodes, each a pure function of (seed, split, index)."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -121,6 +122,10 @@ class EpisodeDataModule(LightningDataModule):
         self.tasks, self.meta_batch_size, self.seed, self.eval_seed = tasks, meta_batch_size, seed, eval_seed
         self.val_episodes, self.test_episodes, self.num_workers = val_episodes, test_episodes, num_workers
         self.eval_meta_batches, self.overfit_batches = eval_meta_batches, overfit_batches
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leave batches on the CPU as they are, where Lightning's search for tensors takes longer than a small draw."""
+        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def train_dataloader(self) -> EpisodeLoader:
         rank, world = self._rank_and_world()

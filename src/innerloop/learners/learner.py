@@ -79,6 +79,9 @@ class MetaLearner(LightningModule):
         self.support_statistics = not outer.transductive and any(isinstance(m, BatchNorm) for m in net.modules())
         self.curve = AdaptationCurve()
         self.last_curve: Mapping[str, list[dict[str, float]]] = {}
+        self._reporting = False
+        self._of_phases: dict[str, set[int]] = {}
+        self._meta_parameters: list[nn.Parameter] = []
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
@@ -133,7 +136,7 @@ class MetaLearner(LightningModule):
     @torch.no_grad()
     def report_on(self, weights: Weights, episode: Episode) -> Outputs:
         """Return the query metrics under these weights at steps that are logged, else nothing."""
-        return self.metrics(self.query_net(episode), weights, episode.query) if self._logging else {}
+        return self.metrics(self.query_net(episode), weights, episode.query) if self._reporting else {}
 
     def evaluate_episode(self, episode: Episode) -> Outputs:
         """Return each query metric before any adaptation and after 0, 1, …, K inner steps, (1 + K + 1,)."""
@@ -158,10 +161,12 @@ class MetaLearner(LightningModule):
         first = batch_idx % self.outer.accumulate == 0
         last = (batch_idx + 1) % self.outer.accumulate == 0
         step = self.global_step
+        if reporting := self._logs(step):
+            self._reporting = True
         for number, (phase, optimizer) in enumerate(zip(self.phases(), optimizers, strict=True)):
             if first:
-                for each in optimizers:
-                    each.zero_grad()
+                for p in self._meta_parameters:
+                    p.grad = None
             value = self._backward(phase, batch, step)
             if last:
                 self._update(optimizer, step, value, counts=number == len(optimizers) - 1)
@@ -170,21 +175,25 @@ class MetaLearner(LightningModule):
             for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
                 assert isinstance(scheduler, LambdaLR)
                 scheduler.step()
+        if reporting:
+            self._reporting = False
         return value
 
     def _backward(self, phase: Phase, batch: MetaBatch, step: int) -> Tensor:
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        updated = {id(p) for _, group in self.groups()[phase.group] for p in group}
+        parameters = [p for p in self._meta_parameters if p.requires_grad]
+        updated = self._of_phases[phase.group]
         wanted = [p for p in parameters if id(p) in updated]
-        value, gradient, reported = self.engine.value_and_grad(phase.objective, wanted, batch, self._logging)
-        found = dict(zip(map(id, wanted), gradient, strict=True))
-        # DDP waits for every parameter, so the other phases' parameters get zeros.
-        gradients = [found[id(p)] if id(p) in found else torch.zeros_like(p) for p in parameters]
-        if not torch.isfinite(value):  # NaN in the mean over the ranks' gradients stops all of them together
+        value, gradients, reported = self.engine.value_and_grad(phase.objective, wanted, batch, self._reporting)
+        if len(wanted) < len(parameters):  # DDP waits for every parameter, so those of other phases get zeros
+            found = dict(zip(map(id, wanted), gradients, strict=True))
+            gradients = [found[id(p)] if id(p) in found else torch.zeros_like(p) for p in parameters]
+        if not math.isfinite(value):  # NaN in the mean over the ranks' gradients stops all of them together
             gradients = [torch.full_like(g, math.nan) for g in gradients]
-        share = self.share_of(batch)
-        self.manual_backward(GivenGradient.apply(value, gradients, *parameters) * share / self.outer.accumulate)
-        if self._logging:
+        share, loss = self.share_of(batch), GivenGradient.apply(value, gradients, *parameters)
+        if isinstance(share, Tensor) or self.outer.accumulate > 1:
+            loss = loss * share / self.outer.accumulate
+        self.manual_backward(loss)
+        if self._reporting:
             name = "train/loss" if phase.objective == self.query_objective else "train/support_loss"
             means = {f"train/{k}": v.mean() for k, v in reported.items()}
             self.log_dict({k: v * share for k, v in ({name: value} | means).items()}, batch_size=1, sync_dist=True)
@@ -202,12 +211,13 @@ class MetaLearner(LightningModule):
     def _update(self, optimizer: LightningOptimizer, step: int, value: Tensor, counts: bool) -> None:
         updated = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in updated if p.grad is not None])
-        if not torch.isfinite(norm):
-            what, number = ("meta-gradient", norm) if torch.isfinite(value) else ("loss", value)
-            raise DivergedError(f"the {what} is {number.item()} at step {step}: training has diverged")
-        if self._logging and counts:
+        size = norm.item()
+        if not math.isfinite(size):
+            what, number = ("meta-gradient", size) if math.isfinite(value) else ("loss", value.item())
+            raise DivergedError(f"the {what} is {number} at step {step}: training has diverged")
+        if self._reporting and counts:
             self.log("train/gradient_norm", norm, batch_size=1)
-        if self.outer.outer_clip is not None:
+        if self.outer.outer_clip is not None and size + 1e-5 > self.outer.outer_clip:  # else torch multiplies by one
             nn.utils.clip_grads_with_norm_(updated, self.outer.outer_clip, norm)  # Lightning's takes the norm anew
         if not counts:
             # Lightning counts the steps of every optimizer through these hooks, but a meta-batch must count once.
@@ -215,12 +225,9 @@ class MetaLearner(LightningModule):
             optimizer._on_after_step = lambda: None
         optimizer.step()
 
-    @property
-    def _logging(self) -> bool:
+    def _logs(self, step: int) -> bool:
         trainer = self._trainer
-        if trainer is None or not trainer.training:
-            return False
-        return (self.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        return trainer is not None and (step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
         """Set the rates of a resumed run as configured, since the optimizers in its checkpoint have those of before."""
@@ -232,7 +239,11 @@ class MetaLearner(LightningModule):
             self.outer.set_rates(optimizer, schedule, group)
 
     def configure_optimizers(self) -> Any:
-        pairs = [self.outer.make_optimizer(group, self.trainer.max_steps) for group in self.groups().values()]
+        groups = self.groups()
+        # A walk over the modules takes a tenth of a small step, and optimizers keep their parameters anyway.
+        self._meta_parameters = list(self.parameters())
+        self._of_phases = {name: {id(p) for _, part in group for p in part} for name, group in groups.items()}
+        pairs = [self.outer.make_optimizer(group, self.trainer.max_steps) for group in groups.values()]
         optimizers, schedules = zip(*pairs, strict=True)
         return list(optimizers), list(schedules)
 
@@ -305,4 +316,4 @@ class GivenGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (upstream,) = grad_outputs
-        return None, None, *(g * upstream for g in ctx.gradient)
+        return None, None, *torch._foreach_mul(ctx.gradient, upstream)

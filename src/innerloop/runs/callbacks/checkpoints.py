@@ -1,5 +1,6 @@
 """The checkpoints of a run, in a directory that may be moved or copied."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ class RunCheckpoint(ModelCheckpoint):
     validation would overwrite it, however bad.
     """
 
-    @property
-    def state_key(self) -> str:
+    @cached_property
+    def state_key(self) -> str:  # type: ignore[override]  # asked for in every hook of every step
         # The key under which checkpoints have the state of Lightning's own class.
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 

@@ -75,7 +75,8 @@ class MetaLearner(LightningModule):
         _check_norms(net, outer.transductive)
         self.net, self.adaptation, self.outer = net, adaptation, outer
         self.loss, self.metrics = loss, metrics or (lambda net, weights, samples: {"loss": loss(net, weights, samples)})
-        self.engine = Engine(outer.engine, [net, adaptation], outer.chunk, outer.compile, steady=self.steady)
+        compile = outer.compile is True
+        self.engine = Engine(outer.engine, [net, adaptation], outer.chunk, compile, steady=self.steady)
         self.support_statistics = not outer.transductive and any(isinstance(m, BatchNorm) for m in net.modules())
         self.curve = AdaptationCurve()
         self.last_curve: Mapping[str, list[dict[str, float]]] = {}
@@ -155,6 +156,16 @@ class MetaLearner(LightningModule):
 
     # The outer loop.
 
+    def compile_for(self, batch: MetaBatch) -> None:
+        """Compile the meta-step for training meta-batches of the shapes of this one, before the first of them.
+
+        Raises InputError if that is not possible: see `Engine` and `innerloop.adaptation.compiled`.
+        """
+        self._find_parameters()
+        self.engine.compile = self.engine.records.compile = True
+        for phase in self.phases():
+            self.engine.value_and_grad(phase.objective, self._updated_by(phase), batch)
+
     def training_step(self, batch: MetaBatch, batch_idx: int) -> Tensor:
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
@@ -180,9 +191,7 @@ class MetaLearner(LightningModule):
         return value
 
     def _backward(self, phase: Phase, batch: MetaBatch, step: int) -> Tensor:
-        parameters = [p for p in self._meta_parameters if p.requires_grad]
-        updated = self._of_phases[phase.group]
-        wanted = [p for p in parameters if id(p) in updated]
+        parameters, wanted = [p for p in self._meta_parameters if p.requires_grad], self._updated_by(phase)
         value, gradients, reported = self.engine.value_and_grad(phase.objective, wanted, batch, self._reporting)
         if len(wanted) < len(parameters):  # DDP waits for every parameter, so those of other phases get zeros
             found = dict(zip(map(id, wanted), gradients, strict=True))
@@ -238,12 +247,18 @@ class MetaLearner(LightningModule):
             assert isinstance(schedule, LambdaLR)
             self.outer.set_rates(optimizer, schedule, group)
 
-    def configure_optimizers(self) -> Any:
-        groups = self.groups()
+    def _find_parameters(self) -> None:
         # A walk over the modules takes a tenth of a small step, and optimizers keep their parameters anyway.
-        self._meta_parameters = list(self.parameters())
+        self._meta_parameters, groups = list(self.parameters()), self.groups()
         self._of_phases = {name: {id(p) for _, part in group for p in part} for name, group in groups.items()}
-        pairs = [self.outer.make_optimizer(group, self.trainer.max_steps) for group in groups.values()]
+
+    def _updated_by(self, phase: Phase) -> list[nn.Parameter]:
+        members = self._of_phases[phase.group]
+        return [p for p in self._meta_parameters if p.requires_grad and id(p) in members]
+
+    def configure_optimizers(self) -> Any:
+        self._find_parameters()
+        pairs = [self.outer.make_optimizer(group, self.trainer.max_steps) for group in self.groups().values()]
         optimizers, schedules = zip(*pairs, strict=True)
         return list(optimizers), list(schedules)
 

@@ -35,7 +35,8 @@ class OuterLoop:
     outer_clip: limit of the norm of the meta-gradient; None: no limit.
     accumulate: number of meta-batches that an outer update is averaged over.
     engine, chunk, compile: how the tasks of a meta-batch are run, see `Engine`. Steps that are logged are not compiled,
-        so that reported values need not be compilable.
+        so that reported values need not be compilable. compile="auto" leaves the choice to who trains: not compiled, or
+        see `MetaLearner.compile_for`.
     transductive: whether the batch norms of a query use the statistics of all queries of its task. If not, they use
         those of the support set, in training and in evaluation.
 
@@ -50,7 +51,7 @@ class OuterLoop:
     accumulate: int = 1
     engine: str = "auto"
     chunk: int | None = None
-    compile: bool = False
+    compile: bool | str = False
     transductive: bool = True
 
     def __post_init__(self) -> None:
@@ -58,6 +59,8 @@ class OuterLoop:
             raise InputError(f"unknown optimizer {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         if self.schedule not in SCHEDULES:
             raise InputError(f"unknown schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        if self.compile not in (True, False, "auto"):
+            raise InputError(f"compile must be true, false or auto, got {self.compile}")
         for name in ("outer_lr", "outer_clip", "accumulate"):
             value = getattr(self, name)
             if value is not None and not value > 0:

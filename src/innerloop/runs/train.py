@@ -27,6 +27,7 @@ from innerloop.runs.build import Parts, build, load_weights, try_a_gradient
 from innerloop.runs.callbacks import Histograms, RunCheckpoint, SaveOnSignal, Session
 from innerloop.runs.checks import check
 from innerloop.runs.command import remove_empty
+from innerloop.runs.compilation import settle_compilation
 from innerloop.runs.config import CONFIG, OVERRIDES, begun_job_config, logger_settings, to_plain
 from innerloop.runs.evaluate import describe, evaluate, warn_if_not_finite
 from innerloop.runs.keys import check_hydra
@@ -101,6 +102,13 @@ def tried(cfg: DictConfig) -> Parts:
 
     Nothing is written.
     """
+    parts = tried_eagerly(cfg)
+    settle_compilation(cfg, parts)
+    return parts
+
+
+def tried_eagerly(cfg: DictConfig) -> Parts:
+    """Return the same parts, nothing compiled."""
     check_extra(cfg.trainer)
     parts = build(cfg)
     if cfg.trainer.max_steps:
@@ -112,7 +120,7 @@ def try_out(cfg: DictConfig) -> None:
     """Raise what a run of this configuration would end with before it trains, callbacks left out, which may act."""
     check(cfg)
     check_loggers(logger_settings(cfg))
-    tried(cfg)
+    tried_eagerly(cfg)
 
 
 def is_begun_job(cfg: DictConfig, run_dir: Path) -> bool:

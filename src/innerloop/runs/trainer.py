@@ -65,10 +65,7 @@ def make_trainer(cfg: DictConfig, learner: MetaLearner, run_dir: Path, **kwargs:
     Raises InputError for settings that Lightning refuses.
     """
     t = cfg.trainer
-    # The tensors of dense nets are too small to share: threads would only wait for each other, long on a busy machine.
-    threads = t.threads or (1 if is_dense(learner) else share_of_cores(t))
-    if threads is not None:
-        torch.set_num_threads(threads)
+    set_threads(t, learner)
     set_tensor_float(t.precision == TENSOR_FLOAT)
     ignore_warnings()
     own: dict[str, Any] = {
@@ -87,6 +84,14 @@ def make_trainer(cfg: DictConfig, learner: MetaLearner, run_dir: Path, **kwargs:
         return Trainer(**{**FIXED, **extra_arguments(t), **own, **kwargs})
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise InputError(f"trainer: {error}") from error
+
+
+def set_threads(trainer: DictConfig, learner: MetaLearner) -> None:
+    """Set the number of torch's threads of a run."""
+    # The tensors of dense nets are too small to share: threads would only wait for each other, long on a busy machine.
+    threads = trainer.threads or (1 if is_dense(learner) else share_of_cores(trainer))
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def extra_arguments(trainer: DictConfig) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""algo.compile: the meta-step of a run is compiled before anything is written, or the run stays as it is and says why."""
+
+import logging
+
+import torch
+from omegaconf import DictConfig
+
+from innerloop.errors import InputError
+from innerloop.learners import MetaLearner
+from innerloop.runs.build import Parts, is_dense
+from innerloop.runs.trainer import set_threads
+
+log = logging.getLogger("innerloop")
+
+LONG = 5000
+"""Number of meta-batches from which on auto compiles: shorter runs would not win back a first compilation."""
+
+
+def settle_compilation(cfg: DictConfig, parts: Parts) -> None:
+    """Compile the meta-step if the configuration wants it or, with `auto`, if the run gains by it.
+
+    The choice becomes the configuration's algo.compile, so that a run that is resumed elsewhere stays what it was. It
+    depends on the configuration and on whether there is a compiler, so the same run has the same numbers.
+    Raises InputError if algo.compile is true and the meta-step cannot be compiled.
+    """
+    learner, wanted = parts.learner, cfg.algo.get("compile", False)
+    if not wanted or not cfg.trainer.max_steps:
+        return
+    if wanted == "auto":
+        reason = obstacle(cfg, learner)
+        cfg.algo.compile = reason is None
+        if reason is not None:
+            if is_dense(learner):
+                log.info("the meta-step is not compiled: %s", reason)
+            return
+    elif not first_shapes_are_known(cfg, learner):
+        return  # compiled at the first step
+    try:
+        set_threads(cfg.trainer, learner)  # of the compiled loops, too
+        learner.compile_for(parts.data.meta_batch("train", range(parts.data.meta_batch_size)))
+    except InputError as error:
+        if wanted != "auto":
+            raise
+        log.info("the meta-step is not compiled: %s", error)
+        cfg.algo.compile = learner.engine.compile = learner.engine.records.compile = False
+
+
+def obstacle(cfg: DictConfig, learner: MetaLearner) -> str | None:
+    """Return why `auto` does not compile; None: it does."""
+    if not is_dense(learner):
+        return "convolutions have nothing to gain on the CPU"
+    if not learner.engine.steady:
+        return "its objective may change"
+    if not first_shapes_are_known(cfg, learner):
+        return "it is for one process on the CPU, in 32-true precision and for tasks of equal shape"
+    if cfg.trainer.max_steps < LONG:
+        return f"{cfg.trainer.max_steps:,} meta-batches are too few to win back the time that it takes"
+    return None
+
+
+def first_shapes_are_known(cfg: DictConfig, learner: MetaLearner) -> bool:
+    """Return True if the first meta-batch of training will have the shapes, type and device of one that is drawn now."""
+    trainer = cfg.trainer
+    on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.accelerator.is_available())
+    return on_cpu and trainer.devices in (1, "1", "auto") and trainer.precision == "32-true"

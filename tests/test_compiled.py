@@ -8,6 +8,7 @@ import torch
 from conftest import cross_entropy, loader, randomise, regression_batch, squared, trainer
 from test_meta_gradient import close
 from torch import Tensor
+from torch import _inductor as inductor
 
 from innerloop.episodes import Episode, InputError, tasks_of
 from innerloop.learners import CAVIA, LEO, MAML, R2D2, Hybrid, HyperNet, MAMLPlusPlus, MetaLearner, Reptile
@@ -44,7 +45,7 @@ def made(kind: type[MetaLearner], **settings: Any) -> MetaLearner:
 def recorded_only(monkeypatch: pytest.MonkeyPatch) -> list[Callable]:
     """The functions that would be compiled: the recorded operations run as they are, so that no test takes minutes."""
     recorded: list[Callable] = []
-    monkeypatch.setattr(torch, "compile", lambda function, **_: recorded.append(function) or function)
+    monkeypatch.setattr(inductor, "compile", lambda function, _: recorded.append(function) or function)
     return recorded
 
 

@@ -4,31 +4,35 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import _inductor as inductor
 from torch._inductor.exc import InductorError
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from innerloop.devices.precision import reduced
-from innerloop.episodes import Episode, InputError, with_weights
+from innerloop.episodes import Episode, InputError, Samples, with_weights
 
 log = logging.getLogger(__name__)
 
 Outputs = dict[str, Tensor]
 ValueAndGrad = Callable[[Sequence[Tensor], Episode], tuple[Tensor, Sequence[Tensor], Outputs]]
-"""(parameters, stacked tasks) -> the sum of the losses, its gradient, and the outputs stacked over the tasks."""
+"""(parameters, stacked tasks) -> the losses' sum over `count`, its gradient, and the outputs stacked over the tasks."""
+
+aten = torch.ops.aten
 
 
-def compiled(objective: Callable, parameters: Sequence[Tensor], batch: Episode) -> ValueAndGrad:
-    """Return the vmapped objective with its gradient, compiled by `torch.compile`.
+def compiled(objective: Callable, parameters: Sequence[Tensor], batch: Episode, count: int) -> ValueAndGrad:
+    """Return the vmapped objective with its gradient, compiled by TorchInductor.
 
     The operations of the objective, including inner gradients, are recorded once. So the objective may depend on the
-    parameters and the episodes, but on nothing else that changes.
+    parameters and the episodes, but on nothing else that changes. Every call is for the same shapes and devices, so
+    the recorded operations are given to TorchInductor directly: `torch.compile` would test this anew at each call.
 
     objective: a method of the module that the parameters belong to. batch: the compiled function is for meta-batches
-        that have the shapes of this one.
+        that have the shapes of this one. count: divides the sum of the losses.
     Raises InputError if the objective is no such method, if the compiled function has another gradient, or if there is
     no compiler.
     """
@@ -36,31 +40,64 @@ def compiled(objective: Callable, parameters: Sequence[Tensor], batch: Episode) 
     if not isinstance(owner, nn.Module):
         raise InputError("compile=true: the objective must be a method of the module that the parameters belong to")
     names = {id(p): name for name, p in owner.named_parameters()}
-    example, structure = tree_flatten(batch)
+    names_of_outputs: list[str] = []
 
-    def value_and_grad(values: Sequence[Tensor], tensors: list[Tensor]) -> tuple[Tensor, Sequence[Tensor], Outputs]:
-        variables = [value.detach().requires_grad_() for value in values]
+    def value_and_grad(*tensors: Tensor) -> tuple[Tensor, ...]:
+        variables = [value.detach().requires_grad_() for value in tensors[: len(parameters)]]
         copy = with_weights(owner, {names[id(p)]: v for p, v in zip(parameters, variables, strict=True)})
         function = MethodType(objective.__func__, copy)  # type: ignore[attr-defined]
-        losses, outputs = torch.vmap(function)(tree_unflatten(tensors, structure))
-        gradient = torch.autograd.grad(losses.sum(), variables, allow_unused=True, materialize_grads=True)
-        return losses.detach().sum(), gradient, {name: value.detach() for name, value in outputs.items()}
+        losses, outputs = torch.vmap(function)(Episode(Samples(*tensors[-4:-2]), Samples(*tensors[-2:])))
+        mean = losses.sum() / count
+        gradient = torch.autograd.grad(mean, variables, allow_unused=True, materialize_grads=True)
+        names_of_outputs[:] = outputs
+        return mean.detach(), *gradient, *(value.detach() for value in outputs.values())
 
     begin = time.perf_counter()
-    values = [p.detach() for p in parameters]
-    fast = torch.compile(make_fx(value_and_grad)(values, example), dynamic=False, fullgraph=True)
-    expected_value = torch.vmap(objective)(batch)[0].sum()
+    tensors: list[Any] = [*(p.detach() for p in parameters), *batch.support, *batch.query]
+    recorded = make_fx(value_and_grad, decomposition_table=THIN_PRODUCTS)(*tensors)
+    expected_value = torch.vmap(objective)(batch)[0].sum() / count
     expected_gradient = torch.autograd.grad(expected_value, parameters, allow_unused=True, materialize_grads=True)
     try:
-        found = fast(values, example)
+        fast = inductor.compile(recorded, tensors)
+        found = fast(*tensors)
     except InductorError as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"compile=true needs a working torch.compile, on the CPU with a C++ compiler: {reason}"
         ) from error
-    check(found, (expected_value, expected_gradient), ("compile=true", "compile=false"), 5e-2 if reduced() else 1e-3)
+    last = 1 + len(parameters)
+    check(
+        (found[0], found[1:last]),
+        (expected_value, expected_gradient),
+        ("compile=true", "compile=false"),
+        5e-2 if reduced() else 1e-3,
+    )
     log.info("compiled the meta-step in %.0f s", time.perf_counter() - begin)
-    return lambda parameters, batch: fast([p.detach() for p in parameters], tree_flatten(batch)[0])
+
+    def run(parameters: Sequence[Tensor], batch: Episode) -> tuple[Tensor, Sequence[Tensor], Outputs]:
+        value, *others = fast(*(p.detach() for p in parameters), *batch.support, *batch.query)
+        return value, others[: len(parameters)], dict(zip(names_of_outputs, others[len(parameters) :], strict=True))
+
+    return run
+
+
+def thin_product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the matrix product if one of its three sizes is 1 and it runs on the CPU, else NotImplemented.
+
+    As products and sums of entries it is fused with the operations around it, which takes less time than a call of the
+    library for matrix products.
+    """
+    if a.device.type == "cpu":
+        if a.shape[-1] == 1:
+            return a * b
+        if b.shape[-1] == 1:
+            return (a * b.mT).sum(-1, keepdim=True)
+        if a.shape[-2] == 1:
+            return (a.mT * b).sum(-2, keepdim=True)
+    return NotImplemented
+
+
+THIN_PRODUCTS = {aten.mm.default: thin_product, aten.bmm.default: thin_product}
 
 
 def check(found: tuple, expected: tuple, settings: tuple[str, str], tolerance: float = 1e-3) -> None:

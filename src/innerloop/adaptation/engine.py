@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from innerloop.adaptation.compiled import Outputs
 from innerloop.adaptation.recompute import autocast_settings
@@ -113,7 +113,7 @@ class Engine:
         count = number_of_tasks(batch)
 
         def run_share(share: MetaBatch) -> tuple[Tensor, list[Tensor], list[Outputs]]:
-            total = torch.zeros((), device=tree_leaves(batch)[0].device)
+            total = torch.zeros((), device=device_of(batch))
             gradient, outputs = [torch.zeros_like(p) for p in parameters], []
             for value, parts, out in self._run_chunks(run_chunk, objective, share):
                 for g, part in zip(gradient, parts, strict=True):
@@ -126,17 +126,16 @@ class Engine:
         chunk_objective, kind = self._for_chunks(objective, batch), self._kind_for(batch)
 
         def run_chunk(chunk: Episode) -> tuple[Tensor, Sequence[Tensor | None], Outputs]:
-            record = self.records.get(objective, chunk_objective, parameters, chunk, kind == "graph", eager)
+            record = self.records.get(objective, chunk_objective, parameters, chunk, count, kind == "graph", eager)
             if record is not None and not eager:
-                value, sums, out = record(parameters, chunk)
-                return value / count, torch._foreach_div(list(sums), count), out
+                return record(parameters, chunk)
             losses, out = chunk_objective(chunk)
             if not losses.requires_grad:
                 raise InputError("there is nothing to learn: the loss depends on no meta-parameter")
             parts = torch.autograd.grad(losses.sum() / count, parameters, allow_unused=True)
             value = losses.detach().sum() / count
             if record is not None:
-                compare(record, parameters, chunk, value, parts, count)
+                compare(record, parameters, chunk, value, parts)
             return value, parts, tree_map(torch.detach, out)
 
         (total, gradient, outputs), *others = self._each_share(run_share, batch)
@@ -184,13 +183,11 @@ class Engine:
             torch.set_num_threads(threads)  # what a thread has set is also the default of threads that start later
 
     def _kind_for(self, batch: MetaBatch) -> str:
-        return self.resolve(tree_leaves(batch)[0].device, ragged=isinstance(batch, list))
+        return self.resolve(device_of(batch), ragged=isinstance(batch, list))
 
     def _for_chunks(self, function: Callable, batch: MetaBatch) -> Callable[[Episode], Any]:
         """Return a function that runs this one on the tasks of a chunk, see `_run_chunks`, and stacks the results."""
-        if self._kind_for(batch) in AT_ONCE:
-            self._check_vmap(function, batch)
-        if self._kind_for(batch) in AT_ONCE:
+        if self._kind_for(batch) in AT_ONCE and self._check_vmap(function, batch):
             return torch.vmap(function)
 
         def run_task(episode: Episode) -> Any:
@@ -211,10 +208,13 @@ class Engine:
         if self._kind_for(batch) not in AT_ONCE:
             yield from map(run_chunk, tasks_of(batch))
             return
+        assert isinstance(batch, Episode)
         start, count = 0, number_of_tasks(batch)
         while start < count:
             size = min(self.chunk or self.fitted.get(function, count), count - start)
-            chunk = tree_map(lambda t, first=start, end=start + size: t[first:end], batch)
+            chunk = batch
+            if size < count:
+                chunk = tree_map(lambda t, first=start, end=start + size: t[first:end], batch)
             try:
                 result = run_chunk(chunk)
             except torch.OutOfMemoryError:
@@ -228,15 +228,17 @@ class Engine:
             self.fitted[function] = half = (size + 1) // 2
             log.warning("%d tasks at once exceed the memory of the GPU: from now on %d at once", size, half)
 
-    def _check_vmap(self, function: Callable, batch: MetaBatch) -> None:
+    def _check_vmap(self, function: Callable, batch: MetaBatch) -> bool:
         """Try a function under vmap once. If the net does not run there, "auto" uses a loop from then on.
+
+        Returns whether it runs under vmap.
 
         Raises InputError for norms whose gradients would be wrong and, with kind "vmap", for such a net.
         """
         # A net may differ in training, by dropout for example.
         key = (function, any(module.training for module in self.modules))
         if key in self._checked:
-            return
+            return not self._without_vmap
         with RefuseInexact():
             function(tasks_of(batch)[0])
         try:
@@ -250,6 +252,7 @@ class Engine:
             log.warning("this net cannot run under torch.vmap, so tasks run one after the other (%s)", reason)
             self._without_vmap = True
         self._checked.add(key)
+        return not self._without_vmap
 
 
 def thread_settings() -> Callable[[], AbstractContextManager[None]]:
@@ -281,6 +284,12 @@ class RefuseInexact(TorchFunctionMode):
                 "or engine=loop"
             )
         return func(*args, **(kwargs or {}))
+
+
+def device_of(batch: MetaBatch) -> torch.device:
+    """Return the device of a meta-batch of either form."""
+    first = batch[0] if isinstance(batch, list) else batch
+    return first.support.x.device
 
 
 def _join(parts: list[Outputs]) -> Outputs:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from innerloop.adaptation.captured import captured
 from innerloop.adaptation.compiled import Outputs, ValueAndGrad, check, compiled
@@ -44,29 +44,31 @@ class Records:
         run_chunk: Callable,
         parameters: Sequence[Tensor],
         chunk: Episode,
+        count: int,
         graph: bool,
         eager: bool,
     ) -> ValueAndGrad | None:
         """Return the recorded function for chunks of this one's shapes. None: there is none.
 
-        run_chunk: the objective under vmap. graph: record CUDA graphs, from the third call on.
+        run_chunk: the objective under vmap. count: divides the sum of the losses.
+        graph: record CUDA graphs, from the third call on.
         eager: the call computes the gradient itself. Nothing is recorded, and only a graph is returned, to be compared.
         """
         if not graph and (eager or not self.compile):
             return None
-        shapes = [(t.shape, t.dtype, t.device) for t in (*parameters, *tree_leaves(chunk))]
+        shapes = [(t.shape, t.dtype, t.device) for t in (*parameters, *chunk.support, *chunk.query)]
         autocast_enabled = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
-        key = (objective, *map(id, parameters), *shapes, *autocast_enabled)
+        key = (objective, count, *map(id, parameters), *shapes, *autocast_enabled)
         if graph:  # it reads the parameters where they were in memory
             key += tuple(p.data_ptr() for p in parameters)
         if key in self._graphs or eager:
             return self._graphs.get(key)
         if self.compile and key not in self._compiled:
-            self._compiled[key] = compiled(objective, parameters, chunk)
+            self._compiled[key] = compiled(objective, parameters, chunk, count)
         if graph:
             self._calls[key] += 1
             if self._calls[key] > EAGER_CALLS and len(self._graphs) < GRAPHS:
-                self._capture(key, self._compiled.get(key) or summed(run_chunk), parameters, chunk)
+                self._capture(key, self._compiled.get(key) or averaged(run_chunk, count), parameters, chunk)
         return self._graphs.get(key) or self._compiled.get(key)
 
     def _capture(self, key: Hashable, function: ValueAndGrad, parameters: Sequence[Tensor], chunk: Episode) -> None:
@@ -86,25 +88,20 @@ class Records:
 
 
 def compare(
-    graph: ValueAndGrad,
-    parameters: Sequence[Tensor],
-    chunk: Episode,
-    value: Tensor,
-    gradient: Sequence[Tensor | None],
-    count: int,
+    graph: ValueAndGrad, parameters: Sequence[Tensor], chunk: Episode, value: Tensor, gradient: Sequence[Tensor | None]
 ) -> None:
-    """Raise InputError if a graph computes another value or gradient than an eager call did, each divided by count."""
-    found, sums, _ = graph(parameters, chunk)
+    """Raise InputError if a graph computes another value or gradient than an eager call did."""
     expected = [torch.zeros_like(p) if g is None else g for g, p in zip(gradient, parameters, strict=True)]
-    check((found / count, [g / count for g in sums]), (value, expected), SETTINGS, TOLERANCE)
+    check(graph(parameters, chunk), (value, expected), SETTINGS, TOLERANCE)
 
 
-def summed(run_chunk: Callable) -> ValueAndGrad:
-    """Return the function that has the sum of the losses of a chunk, its gradient, and the outputs."""
+def averaged(run_chunk: Callable, count: int) -> ValueAndGrad:
+    """Return the function that has the sum of the losses of a chunk over count, its gradient, and the outputs."""
 
     def value_and_grad(parameters: Sequence[Tensor], chunk: Episode) -> tuple[Tensor, Sequence[Tensor], Outputs]:
         losses, out = run_chunk(chunk)
-        gradient = torch.autograd.grad(losses.sum(), parameters, allow_unused=True, materialize_grads=True)
-        return losses.detach().sum(), gradient, tree_map(torch.detach, out)
+        mean = losses.sum() / count
+        gradient = torch.autograd.grad(mean, parameters, allow_unused=True, materialize_grads=True)
+        return mean.detach(), gradient, tree_map(torch.detach, out)
 
     return value_and_grad

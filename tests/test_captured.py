@@ -12,7 +12,7 @@ from torch import Tensor
 from torch import _inductor as inductor
 from torch.utils._pytree import tree_leaves
 
-from innerloop.adaptation import Engine, captured
+from innerloop.adaptation import Engine, captured, native
 from innerloop.adaptation.records import EAGER_CALLS, GRAPHS
 from innerloop.episodes import Episode, InputError, tasks_of
 from innerloop.learners import MAML, Hybrid, MAMLPlusPlus, MetaLearner
@@ -85,6 +85,7 @@ def test_a_graph_computes_the_objective(
 
 def test_it_is_of_the_compiled_function_if_there_is_one(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[Callable] = []
+    monkeypatch.setattr(native, "MOST", 0)
     monkeypatch.setattr(inductor, "compile", lambda function, _: compiled.append(function) or function)
     eager, fast = made(MAML, engine="vmap"), made(MAML, compile=True)
     for seed in range(5):

@@ -10,6 +10,7 @@ from test_meta_gradient import close
 from torch import Tensor
 from torch import _inductor as inductor
 
+from innerloop.adaptation import native
 from innerloop.episodes import Episode, InputError, tasks_of
 from innerloop.learners import CAVIA, LEO, MAML, R2D2, Hybrid, HyperNet, MAMLPlusPlus, MetaLearner, Reptile
 from innerloop.nets import MLP, Conv4
@@ -45,6 +46,7 @@ def made(kind: type[MetaLearner], **settings: Any) -> MetaLearner:
 def recorded_only(monkeypatch: pytest.MonkeyPatch) -> list[Callable]:
     """The functions that would be compiled: the recorded operations run as they are, so that no test takes minutes."""
     recorded: list[Callable] = []
+    monkeypatch.setattr(native, "MOST", 0)
     monkeypatch.setattr(inductor, "compile", lambda function, _: recorded.append(function) or function)
     return recorded
 
@@ -123,11 +125,10 @@ in_torch = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:Deprecat
 
 
 @in_torch
-def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nowhere/g++"))
-    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
+def test_without_a_compiler_it_says_so() -> None:
     learner = made(MAML, compile=True)
-    with pytest.raises(InputError, match=r"^compile=true needs .* a C\+\+ compiler: .*/nowhere/g\+\+"):
+    missing = inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++"), "fx_graph_cache": False})
+    with missing, pytest.raises(InputError, match=r"^compile=true needs .* a C\+\+ compiler: .*/nowhere/g\+\+"):
         learner.engine.value_and_grad(learner.query_objective, list(learner.parameters()), a_batch())
 
 
@@ -141,3 +142,30 @@ def test_inductor_computes_the_same() -> None:
             value, gradient, _ = eager.engine.value_and_grad(phase.objective, list(eager.parameters()), a_batch())
             torch.testing.assert_close(found[0], value, rtol=1e-10, atol=1e-12)
             close(found[1], gradient)
+
+
+@in_torch
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_what_is_small_is_translated_for_one_task_and_keeps_nan(
+    activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inductor, "compile", None)
+    torch.manual_seed(0)
+    # Sizes that are and are no multiples of what a register holds.
+    nets = [MLP(3, [13, 24], 1, activation=activation) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    eager, fast = (MAML(net, squared, inner_steps=2, compile=c) for net, c in zip(nets, (False, True), strict=True))
+    for seed in (1, 2, 3):
+        batch = a_batch(seed)
+        if seed == 3:
+            batch.query.y[0, 0] = torch.nan
+        found, expected = (
+            learner.engine.value_and_grad(learner.query_objective, list(learner.parameters()), batch)
+            for learner in (fast, eager)
+        )
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-10, atol=1e-12, equal_nan=True)
+        if seed < 3:
+            close(found[1], expected[1])
+            randomise(eager, seed=seed, scale=0.1)
+            randomise(fast, seed=seed, scale=0.1)
+    assert found[0].isnan()

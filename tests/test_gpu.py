@@ -15,10 +15,13 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark_programs
 
+from innerloop.adaptation import native
+
 
 @pytest.fixture(autouse=True)
 def not_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What would be compiled runs as it is, so that no test takes minutes."""
+    monkeypatch.setattr(native, "MOST", 0)
     monkeypatch.setattr(inductor, "compile", lambda function, _: function)
     with torch.compiler.config.patch(force_disable_caches=False):
         yield

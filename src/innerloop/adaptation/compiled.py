@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import _inductor as inductor
-from torch._inductor.exc import InductorError
+from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from innerloop.adaptation.native import Unsupported, native
 from innerloop.devices.precision import reduced
 from innerloop.episodes import Episode, InputError, Samples, with_weights
 
@@ -25,11 +26,12 @@ aten = torch.ops.aten
 
 
 def compiled(objective: Callable, parameters: Sequence[Tensor], batch: Episode, count: int) -> ValueAndGrad:
-    """Return the vmapped objective with its gradient, compiled by TorchInductor.
+    """Return the vmapped objective with its gradient, compiled.
 
     The operations of the objective, including inner gradients, are recorded once. So the objective may depend on the
-    parameters and the episodes, but on nothing else that changes. Every call is for the same shapes and devices, so
-    the recorded operations are given to TorchInductor directly: `torch.compile` would test this anew at each call.
+    parameters and the episodes, but on nothing else that changes. What is small and simple is compiled as it is for
+    one task, see `native`, and all else by TorchInductor for the stacked tasks. Every call is for the same shapes and
+    devices: `torch.compile` would test this anew at each call.
 
     objective: a method of the module that the parameters belong to. batch: the compiled function is for meta-batches
         that have the shapes of this one. count: divides the sum of the losses.
@@ -42,35 +44,34 @@ def compiled(objective: Callable, parameters: Sequence[Tensor], batch: Episode, 
     names = {id(p): name for name, p in owner.named_parameters()}
     names_of_outputs: list[str] = []
 
-    def value_and_grad(*tensors: Tensor) -> tuple[Tensor, ...]:
+    def value_and_grad(*tensors: Tensor, over: Callable = torch.vmap) -> tuple[Tensor, ...]:
         variables = [value.detach().requires_grad_() for value in tensors[: len(parameters)]]
         copy = with_weights(owner, {names[id(p)]: v for p, v in zip(parameters, variables, strict=True)})
         function = MethodType(objective.__func__, copy)  # type: ignore[attr-defined]
-        losses, outputs = torch.vmap(function)(Episode(Samples(*tensors[-4:-2]), Samples(*tensors[-2:])))
+        losses, outputs = over(function)(Episode(Samples(*tensors[-4:-2]), Samples(*tensors[-2:])))
         mean = losses.sum() / count
         gradient = torch.autograd.grad(mean, variables, allow_unused=True, materialize_grads=True)
         names_of_outputs[:] = outputs
         return mean.detach(), *gradient, *(value.detach() for value in outputs.values())
 
     begin = time.perf_counter()
-    tensors: list[Any] = [*(p.detach() for p in parameters), *batch.support, *batch.query]
-    recorded = make_fx(value_and_grad, decomposition_table=THIN_PRODUCTS)(*tensors)
+    values, data = [p.detach() for p in parameters], [*batch.support, *batch.query]
     expected_value = torch.vmap(objective)(batch)[0].sum() / count
     expected_gradient = torch.autograd.grad(expected_value, parameters, allow_unused=True, materialize_grads=True)
     try:
-        fast = inductor.compile(recorded, tensors)
-        found = fast(*tensors)
-    except InductorError as error:
+        fast = _compiled(value_and_grad, values, data)
+        found = fast(*values, *data)
+    except (InductorError, InvalidCxxCompiler, CppCompileError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"compile=true needs a working torch.compile, on the CPU with a C++ compiler: {reason}"
         ) from error
-    last = 1 + len(parameters)
+    tolerance = 5e-2 if reduced() else 1e-3
     check(
-        (found[0], found[1:last]),
+        (found[0], found[1 : 1 + len(values)]),
         (expected_value, expected_gradient),
         ("compile=true", "compile=false"),
-        5e-2 if reduced() else 1e-3,
+        tolerance,
     )
     log.info("compiled the meta-step in %.0f s", time.perf_counter() - begin)
 
@@ -79,6 +80,23 @@ def compiled(objective: Callable, parameters: Sequence[Tensor], batch: Episode, 
         return value, others[: len(parameters)], dict(zip(names_of_outputs, others[len(parameters) :], strict=True))
 
     return run
+
+
+def _compiled(value_and_grad: Callable, values: list[Tensor], data: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """Return the compiled function of these tensors: of one task in C++ if it is small and simple, else stacked."""
+
+    def of_a_task(*tensors: Tensor) -> tuple[Tensor, ...]:
+        found = value_and_grad(*tensors, over=lambda function: function)
+        if len(found) > 1 + len(values):
+            raise Unsupported("outputs of each task")
+        return found
+
+    try:
+        return native(of_a_task, values, data)
+    except Unsupported as error:
+        log.debug("compiled by TorchInductor: %s", error)
+    tensors: list[Any] = [*values, *data]
+    return inductor.compile(make_fx(value_and_grad, decomposition_table=THIN_PRODUCTS)(*tensors), tensors)
 
 
 def thin_product(a: Tensor, b: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ aten = torch.ops.aten
 
 MOST = 2**18
 """Limit on the numbers that a task computes. Larger tasks leave the cache, and libraries have more threads."""
-FLAGS = ("-ffp-contract=fast", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")
-"""Products and sums are fused and sums reordered, but infinity and NaN are kept."""
+FLAGS = "tree-loop-vectorize,fp-contract=fast,no-trapping-math,no-signed-zeros,associative-math"
+"""TorchInductor's flags, which switch these off, are for loops that it has vectorized itself. Products and sums are
+fused and sums reordered, but infinity and NaN are kept."""
 
 VIEWS = {
     aten.alias.default,
@@ -115,7 +116,7 @@ def native(function: Callable, shared: Sequence[Tensor], stacked: Sequence[Tenso
     recorded = make_fx(function, decomposition_table=decompositions)(*one)
     recorded.graph.eliminate_dead_code()
     program = _Program(recorded, dtypes.pop(), len(shared))
-    run = CppCodeCache.load(program.source, device_type="cpu", extra_flags=FLAGS).run
+    run = CppCodeCache.load(program.source, device_type="cpu").run
     run.argtypes, run.restype = [ctypes.c_void_p] * 3 + [ctypes.c_int], None
     scratch = torch.empty(program.size, dtype=one[0].dtype)
 
@@ -177,7 +178,7 @@ class _Program:
         head = 'extern "C" void run(T** in, T** out, T* s, int tasks) {'
         kind = "float" if self.dtype == torch.float32 else "double"
         loop = [f"T* copy = s + {self.size};", "for (int t = 0; t < tasks; t++) {", *tasks, *self.lines, *end, "}}"]
-        return "\n".join([f"typedef {kind} T;", PRELUDE, head, *begin, *loop])
+        return "\n".join([f'#pragma GCC optimize("{FLAGS}")\ntypedef {kind} T;', PRELUDE, head, *begin, *loop])
 
     def _add(self, node: Node) -> None:
         """Add the lines that compute a node. The same operation on the same tensors is computed once."""

@@ -15,7 +15,7 @@ from innerloop.tasks.sinusoid import Sinusoid
 
 
 class Sabotaged(Sinusoid):
-    """plan: a file that may be missing: {"do": kill | interrupt | raise, "draw": n, "run": m, "always": bool, "after": p}
+    """plan: a file that may be missing: {"do": kill | interrupt | raise, "draw": n, "run": m, "always": b, "after": p}.
 
     Acts at the n-th training meta-batch, in the m-th training of this process (any, if there is no "run"), once, and
     not before the plan p, if one is named, has been carried out.

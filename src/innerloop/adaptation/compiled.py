@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import _inductor as inductor
-from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
+from torch._inductor.exc import InductorError
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from innerloop.adaptation.native import Unsupported, native
+from innerloop.adaptation.native import CompilerError, Unsupported, native
 from innerloop.devices.precision import reduced
 from innerloop.episodes import Episode, InputError, Samples, with_weights
 
@@ -25,7 +25,9 @@ ValueAndGrad = Callable[[Sequence[Tensor], Episode], tuple[Tensor, Sequence[Tens
 aten = torch.ops.aten
 
 
-def compiled(objective: Callable, parameters: Sequence[Tensor], batch: Episode, count: int) -> ValueAndGrad:
+def compiled(
+    objective: Callable, parameters: Sequence[Tensor], batch: Episode, count: int, small: bool = False
+) -> ValueAndGrad:
     """Return the vmapped objective with its gradient, compiled.
 
     The operations of the objective, including inner gradients, are recorded once. So the objective may depend on the
@@ -34,9 +36,9 @@ def compiled(objective: Callable, parameters: Sequence[Tensor], batch: Episode, 
     devices: `torch.compile` would test this anew at each call.
 
     objective: a method of the module that the parameters belong to. batch: the compiled function is for meta-batches
-        that have the shapes of this one. count: divides the sum of the losses.
-    Raises InputError if the objective is no such method, if the compiled function has another gradient, or if there is
-    no compiler.
+        that have the shapes of this one. count: divides the sum of the losses. small: only what is small and simple.
+    Raises InputError if the objective is no such method, if the compiled function has another gradient, if there is no
+    compiler, and with `small` if TorchInductor would be needed, which takes a minute.
     """
     owner = getattr(objective, "__self__", None)
     if not isinstance(owner, nn.Module):
@@ -59,9 +61,9 @@ def compiled(objective: Callable, parameters: Sequence[Tensor], batch: Episode, 
     expected_value = torch.vmap(objective)(batch)[0].sum() / count
     expected_gradient = torch.autograd.grad(expected_value, parameters, allow_unused=True, materialize_grads=True)
     try:
-        fast = _compiled(value_and_grad, values, data)
+        fast = _compiled(value_and_grad, values, data, small)
         found = fast(*values, *data)
-    except (InductorError, InvalidCxxCompiler, CppCompileError) as error:
+    except (InductorError, CompilerError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"compile=true needs a working torch.compile, on the CPU with a C++ compiler: {reason}"
@@ -82,7 +84,9 @@ def compiled(objective: Callable, parameters: Sequence[Tensor], batch: Episode, 
     return run
 
 
-def _compiled(value_and_grad: Callable, values: list[Tensor], data: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+def _compiled(
+    value_and_grad: Callable, values: list[Tensor], data: list[Tensor], small: bool
+) -> Callable[..., Sequence[Tensor]]:
     """Return the compiled function of these tensors: of one task in C++ if it is small and simple, else stacked."""
 
     def of_a_task(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -94,6 +98,8 @@ def _compiled(value_and_grad: Callable, values: list[Tensor], data: list[Tensor]
     try:
         return native(of_a_task, values, data)
     except Unsupported as error:
+        if small:
+            raise InputError(f"it is not small and simple ({error}): algo.compile=true takes a minute for it") from None
         log.debug("compiled by TorchInductor: %s", error)
     tensors: list[Any] = [*values, *data]
     return inductor.compile(make_fx(value_and_grad, decomposition_table=THIN_PRODUCTS)(*tensors), tensors)

@@ -145,6 +145,26 @@ class Engine:
             outputs += out
         return total, gradient, _join(outputs)
 
+    def compile_now(
+        self, objectives: Sequence[tuple[Objective, Sequence[Tensor]]], batch: MetaBatch, small: bool = False
+    ) -> None:
+        """Compile objectives, with the parameters of their gradients, for meta-batches of the shapes of this one.
+
+        small: only if each takes seconds. Raises InputError if it is not possible, with nothing compiled: see
+        `compiled`.
+        """
+        before = self.compile
+        self.compile = self.records.compile = True
+        self.records.small = small
+        try:
+            for objective, parameters in objectives:
+                self.value_and_grad(objective, parameters, batch)
+        except InputError:
+            self.compile = self.records.compile = before
+            raise
+        finally:
+            self.records.small = False
+
     def map(self, function: Callable[[Episode], Outputs], batch: MetaBatch) -> Outputs:
         """Return the function's outputs, stacked over the tasks. No graph to the meta-parameters is kept."""
         with torch.no_grad():

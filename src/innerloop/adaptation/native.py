@@ -2,52 +2,74 @@
 
 import ctypes
 import math
+import operator
+import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions
-from torch._inductor.codecache import CppCodeCache
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
 
 aten = torch.ops.aten
 
 MOST = 2**18
 """Limit on the numbers that a task computes. Larger tasks leave the cache, and libraries have more threads."""
-FLAGS = "tree-loop-vectorize,fp-contract=fast,no-trapping-math,no-signed-zeros,associative-math"
-"""TorchInductor's flags, which switch these off, are for loops that it has vectorized itself. Products and sums are
-fused and sums reordered, but infinity and NaN are kept."""
+FLAGS = """-O2 -ftree-vectorize -march=native -std=c++17 -shared -fPIC -ffp-contract=fast -fno-math-errno
+-fno-trapping-math -fno-signed-zeros -fassociative-math"""
+"""Products and sums are fused and sums reordered, but infinity and NaN are kept."""
 
 VIEWS = {
     aten.alias.default,
     aten.detach.default,
     aten.expand.default,
     aten.permute.default,
+    aten.select.int,
+    aten.slice.Tensor,
     aten.squeeze.dim,
+    aten.squeeze.dims,
     aten.unsqueeze.default,
     aten.view.default,
+    operator.getitem,
 }
+PARTS = {aten.split_with_sizes.default, aten.unbind.int}
+"""What has several views of a tensor, of which getitem takes one."""
 POINTWISE = {
     aten.abs.default: "std::abs({})",
+    aten.add.Scalar: "{} + {}",
     aten.add.Tensor: "{} + {}",
+    aten.div.Scalar: "{} / {}",
     aten.div.Tensor: "{} / {}",
     aten.div_.Scalar: "{} / {}",
+    aten.eq.Scalar: "{} == {}",
     aten.exp.default: "std::exp({})",
+    aten.ge.Scalar: "{} >= {}",
+    aten.gt.Scalar: "{} > {}",
     aten.le.Scalar: "{} <= {}",
     aten.log.default: "std::log({})",
-    aten.gt.Scalar: "{} > {}",
+    aten.logical_and.default: "({} != 0) && ({} != 0)",
+    aten.logical_and_.default: "({} != 0) && ({} != 0)",
+    aten.lt.Scalar: "{} < {}",
     aten.mul.Scalar: "{} * {}",
     aten.mul.Tensor: "{} * {}",
     aten.neg.default: "-{}",
     aten.pow.Tensor_Scalar: "power({}, {})",
     aten.relu.default: "relu({})",
+    aten.sqrt.default: "std::sqrt({})",
+    aten.sub.Scalar: "{} - {}",
     aten.sub.Tensor: "{} - {}",
     aten.tanh.default: "std::tanh({})",
     aten.where.self: "{} != 0 ? {} : {}",
 }
-CONSTANTS = {aten.full_like.default: 1, aten.scalar_tensor.default: 0}
+IN_PLACE = {aten.div_.Scalar, aten.logical_and_.default}
+CONSTANTS = {aten.full.default: 1, aten.full_like.default: 1, aten.scalar_tensor.default: 0}
 """Operation -> the place of the value among its arguments."""
 
 PRELUDE = r"""
@@ -58,6 +80,7 @@ typedef T V __attribute__((vector_size(32), aligned(sizeof(T))));
 #define UNROLL _Pragma("GCC unroll 16")
 
 static inline T relu(T x) { return x <= 0 ? T(0) : x; }
+static inline T clamp(T x, T low, T high) { return x < low ? low : x > high ? high : x; }
 static inline T power(T x, T n) { return n == 2 ? x * x : std::pow(x, n); }
 
 // R rows and Q vectors of columns of C = A B, where B and C have rows of N. They are summed in registers.
@@ -97,6 +120,10 @@ static __attribute__((noinline)) void mm(const T* __restrict A, const T* __restr
 """
 
 
+class CompilerError(Exception):
+    """There is no C++ compiler, or it failed."""
+
+
 class Unsupported(Exception):
     """The recorded operations are not of the few that are translated, or a task is too large."""
 
@@ -106,7 +133,7 @@ def native(function: Callable, shared: Sequence[Tensor], stacked: Sequence[Tenso
 
     function: of the shared tensors and those of one task. stacked: the tensors of all tasks. The returned function is
         for tensors of these shapes, and runs on one thread.
-    Raises Unsupported for operations that are not translated, and RuntimeError if there is no compiler.
+    Raises Unsupported for operations that are not translated, and CompilerError if there is no working compiler.
     """
     dtypes = {t.dtype for t in (*shared, *stacked)}
     if dtypes not in ({torch.float32}, {torch.float64}) or any(t.device.type != "cpu" for t in (*shared, *stacked)):
@@ -116,7 +143,7 @@ def native(function: Callable, shared: Sequence[Tensor], stacked: Sequence[Tenso
     recorded = make_fx(function, decomposition_table=decompositions)(*one)
     recorded.graph.eliminate_dead_code()
     program = _Program(recorded, dtypes.pop(), len(shared))
-    run = CppCodeCache.load(program.source, device_type="cpu").run
+    run = _library(program.source).run
     run.argtypes, run.restype = [ctypes.c_void_p] * 3 + [ctypes.c_int], None
     scratch = torch.empty(program.size, dtype=one[0].dtype)
 
@@ -127,6 +154,20 @@ def native(function: Callable, shared: Sequence[Tensor], stacked: Sequence[Tenso
         return outputs
 
     return sums
+
+
+def _library(source: str) -> ctypes.CDLL:
+    """Return the compiled source. It takes two seconds, so nothing is kept that somebody else could exchange."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [f"{folder}/task.cpp", f"{folder}/task.so"]
+        try:
+            compiler = get_cpp_compiler()
+            Path(files[0]).write_text(source)
+            subprocess.run([compiler, *FLAGS.split(), files[0], "-o", files[1]], check=True, capture_output=True)
+            return ctypes.CDLL(files[1])
+        except (OSError, subprocess.CalledProcessError, InvalidCxxCompiler) as error:
+            said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or str(error)
+            raise CompilerError(f"{type(error).__name__}: {said.splitlines()[0]}") from error
 
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Any:
@@ -178,19 +219,23 @@ class _Program:
         head = 'extern "C" void run(T** in, T** out, T* s, int tasks) {'
         kind = "float" if self.dtype == torch.float32 else "double"
         loop = [f"T* copy = s + {self.size};", "for (int t = 0; t < tasks; t++) {", *tasks, *self.lines, *end, "}}"]
-        return "\n".join([f'#pragma GCC optimize("{FLAGS}")\ntypedef {kind} T;', PRELUDE, head, *begin, *loop])
+        return "\n".join([f"typedef {kind} T;", PRELUDE, head, *begin, *loop])
 
     def _add(self, node: Node) -> None:
         """Add the lines that compute a node. The same operation on the same tensors is computed once."""
+        if node.target in PARTS:
+            return
         shape, strides = _layout(node)
-        source = node.args[0]
         if node.target in VIEWS:
+            part = node.args[0]
+            assert isinstance(part, Node)
+            source = part.args[0] if part.target in PARTS else part
             assert isinstance(source, Node)
-            self.places[node] = self.places[source][0], shape, strides
+            pointer, *layout = self.places[source]
+            self.places[node] = f"({pointer} + {_begin(node, *layout)})", shape, strides
             return
         self._refuse(node, shape, strides)
-        operands = tuple(self.places[a] if isinstance(a, Node) else repr(a) for a in node.args)
-        key = (node.target, str(operands), *shape, *strides)
+        key = (node.target, str(map_arg(node.args, lambda n: str(self.places[n]))), *shape, *strides)
         if key not in self.computed:
             self.computed[key] = pointer = f"(s + {self.size})"
             self.size += -(-math.prod(shape) // 16) * 16
@@ -198,19 +243,27 @@ class _Program:
         self.places[node] = self.computed[key], shape, strides
 
     def _refuse(self, node: Node, shape: Sequence[int], strides: Sequence[int]) -> None:
+        """Raise Unsupported for a type, a layout or a change in place that the lines of a node would not respect."""
         value, source = node.meta["val"], node.args[0]
         if value.dtype not in (self.dtype, torch.bool) or node.kwargs.keys() & {"alpha"}:
             raise Unsupported(f"{node.target} {value.dtype} {node.kwargs}")
         if math.prod(shape) != 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)):
             raise Unsupported(f"{node.target} with strides {strides}")
         sole = isinstance(source, Node) and source.target in POINTWISE and len(source.users) == 1
-        if node.target == aten.div_.Scalar and not sole:
+        if node.target in IN_PLACE and not sole:
             raise Unsupported("a tensor that is used and changed in place")
 
     def _lines(self, node: Node, pointer: str, shape: Sequence[int], strides: Sequence[int]) -> str:
         target, place = node.target, f"{pointer}[{_index(shape, strides)}]"
         if target in POINTWISE:
             return _loops(shape, f"{place} = {POINTWISE[target].format(*(self._entry(a, shape) for a in node.args))};")
+        if target == aten.clamp.default:
+            low, high = [*node.args[1:], None][:2]
+            entry = self._entry(node.args[0], shape)
+            bounds = [self._entry(number, ()) if number is not None else "" for number in (low, high)]
+            return _loops(shape, f"{place} = clamp({entry}, {bounds[0] or '-HUGE_VAL'}, {bounds[1] or 'HUGE_VAL'});")
+        if target == aten.cat.default:
+            return self._concatenated(node, pointer, strides)
         if target in CONSTANTS:
             return _loops(shape, f"{place} = {self._entry(node.args[CONSTANTS[target]], shape)};")
         operands = [self.places[a] for a in node.args if isinstance(a, Node)]
@@ -232,6 +285,16 @@ class _Program:
         text += _loops(inner, f"{pointer}[{_index(inner, into)}] += {terms}[{_index(inner, inner_strides)}];")
         return text + (f"*{pointer} /= {math.prod(inner)};" if target == aten.mean.default else "")
 
+    def _concatenated(self, node: Node, pointer: str, strides: Sequence[int]) -> str:
+        parts, dim = [*node.args, 0][:2]
+        text, begun = "", 0
+        for part in parts:  # type: ignore[union-attr]
+            source, shape, source_strides = self.places[part]
+            into = f"{pointer}[{begun} + {_index(shape, strides)}]"
+            text += _loops(shape, f"{into} = {source}[{_index(shape, source_strides)}];")
+            begun += shape[dim] * strides[dim]  # type: ignore[index]
+        return text
+
     def _entry(self, operand: Any, shape: Sequence[int]) -> str:
         """Return the entry of an operand, a number or a tensor that is broadcast to this shape, inside of loops."""
         if not isinstance(operand, Node):
@@ -248,6 +311,21 @@ def _layout(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if not isinstance(value, Tensor):
         raise Unsupported(f"{node} is no tensor")
     return tuple(value.shape), tuple(value.stride())
+
+
+def _begin(view: Node, shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Return where a view of a tensor of this shape begins in it: the number of entries before."""
+    args: Any = view.args
+    if view.target == operator.getitem:
+        part, i = args
+        sizes, dim = [*part.args[1:], 0][:2] if part.target == aten.split_with_sizes.default else (None, 0)
+        if part.target == aten.unbind.int:
+            dim = [*part.args[1:], 0][0]
+        return (sum(sizes[:i]) if sizes else i) * strides[dim]
+    if view.target in (aten.select.int, aten.slice.Tensor):
+        dim, begin = args[1], args[2] or 0
+        return max(begin + shape[dim] if begin < 0 else min(begin, shape[dim]), 0) * strides[dim]
+    return 0
 
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:

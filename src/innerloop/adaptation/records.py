@@ -31,7 +31,8 @@ class Records:
     """
 
     def __init__(self, compile: bool, strict: bool) -> None:
-        self.compile, self.strict = compile, strict
+        self.compile, self.strict, self.small = compile, strict, False
+        """`small`: compile only what takes seconds: see `compiled`."""
         self.impossible = False
         """Whether a CUDA graph could not be recorded."""
         self._compiled: dict[Hashable, ValueAndGrad] = {}
@@ -64,7 +65,7 @@ class Records:
         if key in self._graphs or eager:
             return self._graphs.get(key)
         if self.compile and key not in self._compiled:
-            self._compiled[key] = compiled(objective, parameters, chunk, count)
+            self._compiled[key] = compiled(objective, parameters, chunk, count, self.small)
         if graph:
             self._calls[key] += 1
             if self._calls[key] > EAGER_CALLS and len(self._graphs) < GRAPHS:

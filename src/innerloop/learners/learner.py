@@ -156,15 +156,13 @@ class MetaLearner(LightningModule):
 
     # The outer loop.
 
-    def compile_for(self, batch: MetaBatch) -> None:
+    def compile_for(self, batch: MetaBatch, small: bool = False) -> None:
         """Compile the meta-step for training meta-batches of the shapes of this one, before the first of them.
 
-        Raises InputError if that is not possible: see `Engine` and `innerloop.adaptation.compiled`.
+        Raises InputError if that is not possible, and leaves the learner as it was: see `Engine.compile_now`.
         """
         self._find_parameters()
-        self.engine.compile = self.engine.records.compile = True
-        for phase in self.phases():
-            self.engine.value_and_grad(phase.objective, self._updated_by(phase), batch)
+        self.engine.compile_now([(phase.objective, self._updated_by(phase)) for phase in self.phases()], batch, small)
 
     def training_step(self, batch: MetaBatch, batch_idx: int) -> Tensor:
         optimizers = self.optimizers()

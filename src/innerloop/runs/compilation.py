@@ -1,4 +1,4 @@
-"""algo.compile: the meta-step of a run is compiled before anything is written, or the run stays as it is and says why."""
+"""algo.compile: the meta-step of a run is compiled before anything is written, or it stays as it is and says why."""
 
 import logging
 
@@ -12,8 +12,8 @@ from innerloop.runs.trainer import set_threads
 
 log = logging.getLogger("innerloop")
 
-LONG = 5000
-"""Number of meta-batches from which on auto compiles: shorter runs would not win back a first compilation."""
+LONG = 2000
+"""Number of meta-batches from which on auto compiles: shorter runs would not win back the seconds that it takes."""
 
 
 def settle_compilation(cfg: DictConfig, parts: Parts) -> None:
@@ -37,12 +37,13 @@ def settle_compilation(cfg: DictConfig, parts: Parts) -> None:
         return  # compiled at the first step
     try:
         set_threads(cfg.trainer, learner)  # of the compiled loops, too
-        learner.compile_for(parts.data.meta_batch("train", range(parts.data.meta_batch_size)))
+        batch = parts.data.meta_batch("train", range(parts.data.meta_batch_size))
+        learner.compile_for(batch, small=wanted == "auto")
     except InputError as error:
         if wanted != "auto":
             raise
         log.info("the meta-step is not compiled: %s", error)
-        cfg.algo.compile = learner.engine.compile = learner.engine.records.compile = False
+        cfg.algo.compile = False
 
 
 def obstacle(cfg: DictConfig, learner: MetaLearner) -> str | None:
@@ -59,7 +60,7 @@ def obstacle(cfg: DictConfig, learner: MetaLearner) -> str | None:
 
 
 def first_shapes_are_known(cfg: DictConfig, learner: MetaLearner) -> bool:
-    """Return True if the first meta-batch of training will have the shapes, type and device of one that is drawn now."""
+    """Return True if meta-batches of training have the shapes, type and device of one that is drawn now."""
     trainer = cfg.trainer
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.accelerator.is_available())
     return on_cpu and trainer.devices in (1, "1", "auto") and trainer.precision == "32-true"

@@ -29,7 +29,7 @@ class RunCheckpoint(ModelCheckpoint):
     """
 
     @cached_property
-    def state_key(self) -> str:  # type: ignore[override]  # asked for in every hook of every step
+    def state_key(self) -> str:  # asked for in every hook of every step
         # The key under which checkpoints have the state of Lightning's own class.
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 

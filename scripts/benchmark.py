@@ -1,36 +1,35 @@
-"""The meta-step of second-order MAML beside learn2learn, higher and torchopt: python scripts/benchmark.py --out DIR.
+"""The meta-step of second-order MAML beside learn2learn, higher, torchopt, JAX: python scripts/benchmark.py --out DIR.
 
     pip install -e ".[peers]" && python scripts/benchmark.py --out DIR --whole-run
 
 A meta-step is forward, backward and an outer Adam update. All programs get the same nets (innerloop's; the peers' with
 torch's own batch norm), weights and meta-batch, and their meta-gradients must agree in float64 before any timing. For
-each workload they take turns in one process, each at every thread setting (innerloop's thread engine: workers), in
-rounds whose medians are reported. `ratio`: learn2learn's best wall time over the program's; above 1 is faster. Freed
-memory is kept for the next tensor, as in innerloop's runs, which speeds up all programs. `peak MB`: the memory that
-three meta-steps at one thread add to a process of their own, compilation included. There, freed memory is returned at
-once, so that the number shows the memory in use and not the fragmentation of the heap. The peers are used as their
-documentation shows, with one task's graph at a time. learn2learn 0.2.0 no longer installs: `--learn2learn FOLDER` names
-its unpacked source distribution, which is downloaded otherwise. DIR gets benchmark.json, benchmark.md, benchmark.png
-and workers.png, for which the thread engine is timed again with 1, 2, … workers.
+each workload they take turns, each at every thread setting (innerloop's thread engine: workers), in rounds whose
+medians are reported. JAX's jitted meta-step waits for its turns in processes of its own, one for each number of
+threads; see benchmark_jax.py. `ratio`: learn2learn's best wall time over the program's; above 1 is faster. `to JAX`:
+JAX's best wall time over the program's. Freed memory is kept for the next tensor, as in innerloop's runs, which speeds
+up all programs. `peak MB`: the memory that three meta-steps at one thread add to a process of their own, compilation
+included. There, freed memory is returned at once, so that the number shows the memory in use and not the fragmentation
+of the heap. The peers are used as their documentation shows, with one task's graph at a time. learn2learn 0.2.0 no
+longer installs: `--learn2learn FOLDER` names its unpacked source distribution, which is downloaded otherwise. DIR gets
+benchmark.json, benchmark.md, benchmark.png and workers.png, for which the thread engine is timed again with 1, 2, …
+workers. What `--whole-run` times is written in benchmark_runs.py.
 """
 
 import argparse
 import contextlib
-import functools
 import gc
+import importlib.metadata
 import importlib.util
 import itertools
 import json
 import math
 import os
-import runpy
 import sys
-import tempfile
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -52,12 +51,13 @@ from benchmark_programs import (  # makes src/ importable, too
     measured,
     meta_step,
 )
+from benchmark_runs import markdown as run_table
+from benchmark_runs import timed_runs
 
 from innerloop.devices.memory import keep_freed, largest_resident_set, return_freed
 from innerloop.episodes import InputError
-from innerloop.learners import MAML
 
-ROOT = Path(__file__).resolve().parents[1]
+EVERY_PROGRAM = (*PROGRAMS, "jax")
 BY_STEPS = "omniglot_5w1s_stride_q1"
 
 
@@ -72,15 +72,50 @@ class Row:
     wall_ms: float | None = None
     cpu_ms: float | None = None
     ratio_to_learn2learn: float | None = None
+    ratio_to_jax: float | None = None
     peak_mb: float | None = None
     gradient_max_diff: float | None = None
     rounds: int | None = None
     compile_s: float | None = None
-    detail: dict[str, float] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict)
 
     @property
     def variant(self) -> tuple[str, str, str]:
         return self.workload, self.program, self.mode
+
+
+Measure = Callable[[int], np.ndarray]
+"""Returns `measured` of this number of a contender's steps. What torch or JAX is set to is the contender's business."""
+
+
+def of_torch(workload: Workload, program: str, mode: str, threads: int) -> Measure:
+    torch.set_num_threads(threads)
+    step = meta_step(workload, program, MODES[mode])
+
+    def measure(repeats: int) -> np.ndarray:
+        torch.set_num_threads(threads)
+        gc.collect()
+        return measured(step, repeats)
+
+    return measure
+
+
+def of_jax(workload: Workload, threads: int, process: ProcessPoolExecutor) -> Measure:
+    return lambda repeats: process.submit(in_jax, threads, "measure", workload, repeats).result()
+
+
+def in_jax(threads: int, function: str, *arguments: Any) -> Any:
+    """Return what the function of benchmark_jax.py returns. Call it in a process of its own, which keeps the threads.
+
+    It has none of torch's threads, which would wait for work at JAX's expense.
+    """
+    torch.set_num_threads(1)
+    os.environ |= {"JAX_PLATFORMS": "cpu", "NPROC": str(threads)}  # NPROC: the size of XLA's pool of threads
+    if threads == 1:
+        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+    if hasattr(os, "sched_setaffinity"):  # there are threads besides the pool: the main one and those that dispatch
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    return getattr(importlib.import_module("benchmark_jax"), function)(*arguments)
 
 
 def timed(workload: Workload, variants: Variants, threads: Iterable[int], rounds: int, at_least: float) -> list[Row]:
@@ -88,20 +123,23 @@ def timed(workload: Workload, variants: Variants, threads: Iterable[int], rounds
 
     at_least: milliseconds of one measurement. The variants take turns in each round.
     """
-    contenders = []
-    for (program, mode), n in itertools.product(variants, threads):
-        torch.set_num_threads(n)
-        step = meta_step(workload, program, MODES[mode])
-        (first, _), (again, _) = measured(step, 1), measured(step, 1)
-        row = Row(workload.name, program, mode, n, rounds=rounds, compile_s=first / 1e3 if mode == "compiled" else None)
-        contenders.append((row, step, max(1, math.ceil(at_least / again)), []))
-    for i in range(rounds):
-        turn = i % len(contenders)  # another one starts each round
-        for row, step, repeats, found in contenders[turn:] + contenders[:turn]:
-            torch.set_num_threads(row.threads)
-            gc.collect()
-            step()  # caches and threads are still those of the last variant
-            found.append(measured(step, repeats))
+    contenders: list[tuple[Row, Measure, int, list[np.ndarray]]] = []
+    with contextlib.ExitStack() as stack:
+        for (program, mode), n in itertools.product(variants, threads):
+            if program == "jax":
+                process = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+                measure = of_jax(workload, n, process)
+            else:
+                measure = of_torch(workload, program, mode, n)
+            (first, _), (again, _) = measure(1), measure(1)
+            compile_s = None if mode == "eager" else first / 1e3
+            row = Row(workload.name, program, mode, n, rounds=rounds, compile_s=compile_s)
+            contenders.append((row, measure, max(1, math.ceil(at_least / again)), []))
+        for i in range(rounds):
+            turn = i % len(contenders)  # another one starts each round
+            for _, measure, repeats, found in contenders[turn:] + contenders[:turn]:
+                measure(1)  # caches and threads are still those of the last variant
+                found.append(measure(repeats))
     for row, _, _, found in contenders:
         row.wall_ms, row.cpu_ms = np.median(found, axis=0).tolist()
     return [row for row, *_ in contenders]
@@ -133,69 +171,19 @@ def peak_memory(workload: Workload, program: str, settings: dict[str, Any], lear
     return_freed()
     if learn2learn is not None:
         expose_learn2learn(learn2learn)
-    step = meta_step(workload, program, settings)
+    step = in_jax(1, "meta_step", workload) if program == "jax" else meta_step(workload, program, settings)
     before = largest_resident_set()
     for _ in range(3):
         step()
     return largest_resident_set() - before
 
 
-def timed_run(overrides: Sequence[str]) -> tuple[float, int, dict[str, float]]:
-    """Run train.py in this process with a clock around its parts. Call it in a new process.
-
-    Returns the time of the first training step, the number of steps, and the wall seconds of each part from then to the
-    end of `fit`. Time of a part within another counts for the inner one only.
-    """
-    from lightning import Trainer
-    from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
-
-    from innerloop.runs.tracking import MetricsFile
-    from innerloop.tasks.sinusoid import Sinusoid
-
-    spent: dict[str, float] = defaultdict(float)
-    steps: list[float] = []
-    at_end: dict[str, float] = {}
-
-    def clock(owner: type, method: str, part: str) -> None:
-        function = getattr(owner, method)
-
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            begun, within = time.time(), sum(spent.values())
-            if part == "meta_step":
-                steps.append(begun)
-            result = function(*args, **kwargs)
-            if steps:
-                spent[part] += time.time() - max(begun, steps[0]) - (sum(spent.values()) - within)
-            if part == "rest":
-                at_end.update(spent)
-            return result
-
-        setattr(owner, method, wrapper)
-
-    clock(Trainer, "fit", "rest")
-    clock(MAML, "training_step", "meta_step")
-    clock(Sinusoid, "draw", "data_loading")
-    clock(_EvaluationLoop, "run", "validation")
-    clock(Trainer, "save_checkpoint", "logging_and_checkpoints")
-    clock(MetricsFile, "log_metrics", "logging_and_checkpoints")
-    sys.argv = ["train.py", *overrides]
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    return steps[0], len(steps), at_end
-
-
-def whole_run(tiny: bool) -> Row:
-    """Time a default run of train.py: seconds of start-up, and shares of the time from its first step to fit's end."""
-    with tempfile.TemporaryDirectory() as folder:
-        overrides = ["algo=maml", "logger=csv", f"hydra.run.dir={folder}/run"]
-        overrides += ["trainer.max_steps=200", "test.episodes=20"] if tiny else []
-        begun = time.time()
-        first, steps, spent = in_own_process(timed_run, overrides)
-    total = sum(spent.values())
-    detail = {"startup_s": first - begun, "seconds": total, "steps": steps}
-    detail |= {part: seconds / total for part, seconds in spent.items()}
-    return Row("whole_run", wall_ms=1e3 * spent["meta_step"] / steps, detail=detail)
+def compare(rows: Sequence[Row]) -> None:
+    """Set the ratios of one workload's rows to the best rows of learn2learn and JAX."""
+    for program in ("learn2learn", "jax"):
+        if best := min((row.wall_ms for row in rows if row.program == program), default=None):
+            for row in rows:
+                setattr(row, f"ratio_to_{program}", best / row.wall_ms)
 
 
 def fastest(rows: Sequence[Row]) -> list[Row]:
@@ -208,12 +196,12 @@ def fastest(rows: Sequence[Row]) -> list[Row]:
 def markdown(rows: Sequence[Row]) -> str:
     """Return a table with a row for each workload, program and mode at its best thread setting."""
     alone = {row.variant: row.cpu_ms for row in rows if row.threads == 1}
-    head = ["workload", "program", "mode", "ratio", "wall ms", "threads", "CPU ms", "CPU ms, 1 thread", "peak MB"]
-    lines = [[*head, "compile s"], ["---"] * 3 + ["---:"] * 7]
+    head = ["workload", "program", "mode", "ratio", "to JAX", "wall ms", "threads", "CPU ms", "CPU ms, 1 thread"]
+    lines = [[*head, "peak MB", "compile s"], ["---"] * 3 + ["---:"] * 8]
     for row in fastest(rows):
-        numbers = [row.ratio_to_learn2learn, row.wall_ms, row.threads, row.cpu_ms, alone.get(row.variant)]
-        numbers += [row.peak_mb, row.compile_s]
-        formats = [".2f", ".2f", "d", ".2f", ".2f", ".1f", ".1f"]
+        numbers = [row.ratio_to_learn2learn, row.ratio_to_jax, row.wall_ms, row.threads, row.cpu_ms]
+        numbers += [alone.get(row.variant), row.peak_mb, row.compile_s]
+        formats = [".2f", ".2f", ".2f", "d", ".2f", ".2f", ".1f", ".1f"]
         cells = ["" if n is None else format(n, f) for n, f in zip(numbers, formats, strict=True)]
         lines.append([*row.variant, *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -229,7 +217,7 @@ def draw(rows: Sequence[Row], workers: Sequence[Row], out: Path) -> None:
         names, kinds = list(dict.fromkeys(row.workload for row in shown)), {(row.program, row.mode) for row in shown}
         figure = Figure(figsize=(2.2 + 1.5 * len(names), 4.8), layout="constrained")
         axes, width = figure.subplots(), 0.8 / len(kinds)
-        for i, kind in enumerate(sorted(kinds, key=lambda kind: (PROGRAMS.index(kind[0]), kind[1]))):
+        for i, kind in enumerate(sorted(kinds, key=lambda kind: (EVERY_PROGRAM.index(kind[0]), kind[1]))):
             mine = [row for row in shown if (row.program, row.mode) == kind]
             places = [names.index(row.workload) + (i + 0.5) * width - 0.4 for row in mine]
             ratios = np.array([row.ratio_to_learn2learn for row in mine])
@@ -257,9 +245,10 @@ def draw(rows: Sequence[Row], workers: Sequence[Row], out: Path) -> None:
 
 def prepared(options: argparse.Namespace) -> Path | None:
     """Return learn2learn's folder, None if it does not take part. Raises InputError if a peer is missing."""
-    for program in set(options.program) & {"higher", "torchopt"}:
-        if importlib.util.find_spec(program) is None:
-            raise InputError(f'{program} is not installed: pip install -e ".[peers]"')
+    needed = {"higher": ["higher"], "torchopt": ["torchopt"], "jax": ["jax", "optax"]}
+    for package in itertools.chain(*(needed.get(program, []) for program in options.program)):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f'{package} is not installed: pip install -e ".[peers]"')
     if "learn2learn" not in options.program:
         return None
     folder = options.learn2learn or fetched_learn2learn()
@@ -272,7 +261,7 @@ def benchmark(options: argparse.Namespace) -> None:
     learn2learn, out, tiny = prepared(options), options.out, options.tiny
     out.mkdir(parents=True, exist_ok=True)
     rounds, at_least = (min(options.rounds, 2), 10) if tiny else (options.rounds, 300)
-    modes = options.mode or (["eager"] if tiny else list(MODES))
+    modes = options.mode or (["eager", "jit"] if tiny else list(MODES))
     notes: list[str] = []
     rows: list[Row] = []
     workers: list[Row] = []
@@ -286,23 +275,22 @@ def benchmark(options: argparse.Namespace) -> None:
         workload = WORKLOADS[name].tiny() if tiny else WORKLOADS[name]
         notes.append(f"{name}: {workload}")
         print(notes[-1], file=sys.stderr)
-        variants = [(program, "eager") for program in options.program if "eager" in modes]
+        variants = [(program, "jit" if program == "jax" else "eager") for program in options.program]
         # Compilation is for dense nets: it has nothing better than the convolutions that eager mode calls.
-        if "innerloop" in options.program and "compiled" in modes and not workload.form:
-            variants.append(("innerloop", "compiled"))
+        variants += [("innerloop", "compiled")] if "innerloop" in options.program and not workload.form else []
+        variants = [(program, mode) for program, mode in variants if mode in modes]
         if not variants:
             continue
         torch.set_num_threads(max(options.threads))
-        differences = gradient_differences(workload, variants)
+        differences = gradient_differences(workload, variants, partial(in_own_process, in_jax, 1, "meta_gradient"))
         in_turns = (learn2learn, workload, variants, options.threads, rounds, at_least)
         found = in_own_process(timed_alone, *in_turns, fresh=not tiny)
-        best = min((row.wall_ms for row in found if row.program == "learn2learn"), default=None)
         for (program, mode), difference in zip(variants, differences, strict=True):
             peak = in_own_process(peak_memory, workload, program, MODES[mode], learn2learn, fresh=not tiny)
             for row in found:
                 if (row.program, row.mode) == (program, mode):
                     row.gradient_max_diff, row.peak_mb = difference, peak
-                    row.ratio_to_learn2learn = best / row.wall_ms if best else None
+        compare(found)
         rows += found
         if workload.form and "innerloop" in options.program:
             in_parallel = replace(workload, name=f"workers_{name}")
@@ -316,12 +304,15 @@ def benchmark(options: argparse.Namespace) -> None:
                 others.append(Row("memory_by_inner_steps", peak_mb=peak, detail=settings))
                 notes.append(f"memory_by_inner_steps: {peak:.1f} MB with {settings}")
         save()
-    if options.whole_run:
-        others.append(whole_run(tiny))
-        notes.append("whole_run: " + ", ".join(f"{key} {value:.3g}" for key, value in others[-1].detail.items()))
+    runs: list[dict[str, Any]] = []
+    for run in timed_runs(tiny, options.omniglot) if options.whole_run else ():
+        runs.append(run)
+        others.append(Row("whole_run", mode=run["mode"], wall_ms=run["fit_ms"], detail=run))
         save()
     draw(rows, workers, out)
-    text = "\n".join([*(f"- {note}" for note in notes), "", markdown(rows), "", machine()])
+    tables = [markdown(rows), *([run_table(runs)] if runs else [])]
+    last = machine() + (f", jax {importlib.metadata.version('jax')}" if "jax" in options.program else "")
+    text = "\n\n".join(["\n".join(f"- {note}" for note in notes), *tables, last])
     (out / "benchmark.md").write_text(text + "\n")
     print(text)
 
@@ -334,15 +325,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    for name, choices in {"workload": WORKLOADS, "program": PROGRAMS}.items():
+    for name, choices in {"workload": WORKLOADS, "program": EVERY_PROGRAM}.items():
         names = ", ".join(choices)
         parser.add_argument(f"--{name}", nargs="+", default=list(choices), choices=choices, metavar="NAME", help=names)
-    parser.add_argument("--mode", nargs="+", choices=MODES, help="default: both; at --tiny eager")
+    parser.add_argument("--mode", nargs="+", choices=MODES, help="default: all; at --tiny without compiled")
     parser.add_argument("--threads", nargs="+", type=above_zero, default=[1, 2], metavar="N")
     parser.add_argument("--max-workers", type=above_zero, default=os.cpu_count(), metavar="N", help="in workers.png")
     parser.add_argument("--rounds", type=above_zero, default=7, metavar="N")
     parser.add_argument("--learn2learn", type=Path, metavar="FOLDER", help="its unpacked source distribution")
-    parser.add_argument("--whole-run", action="store_true", help="also time the parts of a run of train.py")
+    parser.add_argument("--whole-run", action="store_true", help="also time the parts of runs of train.py")
+    parser.add_argument("--omniglot", type=Path, metavar="FOLDER", help="data.root of these; downloaded otherwise")
     parser.add_argument("--tiny", action="store_true", help="2 tasks, 8 channels, 2 rounds: a test that it works")
     options, threads = parser.parse_args(argv), torch.get_num_threads()
     try:

@@ -41,7 +41,8 @@ from innerloop.nets.norm import BatchNorm  # noqa: E402
 LEARN2LEARN = "learn2learn-0.2.0"
 LEARN2LEARN_SHA256 = "69f1d7cb0d0a6be7a2c6ad8e83e2ebbe70fb05e51d61e45e63078b40c75ea419"
 TOLERANCE = 1e-10
-MODES: dict[str, dict[str, Any]] = {"eager": {}, "compiled": {"compile": True}}
+MODES: dict[str, dict[str, Any]] = {"eager": {}, "compiled": {"compile": True}, "jit": {}}
+"""Mode -> settings of the learner. "jit" is JAX's only one."""
 
 
 class Disagreement(Exception):
@@ -310,13 +311,18 @@ Variants = Sequence[tuple[str, str]]
 """Programs and their modes."""
 
 
-def gradient_differences(workload: Workload, variants: Variants) -> list[float]:
+def gradient_differences(
+    workload: Workload, variants: Variants, of_jax: Callable[[Workload], Tensor] | None = None
+) -> list[float]:
     """Return each variant's largest difference of a meta-gradient's entry to learn2learn's, or else to the first one's.
 
-    In float64, for two tasks. Raises Disagreement if a difference is above 1e-10.
+    In float64, for two tasks. Raises Disagreement if a difference is above 1e-10. of_jax: JAX's meta-gradient.
     """
     workload = replace(workload, tasks=2)
-    gradients = [meta_gradient(workload, program, MODES[mode]) for program, mode in variants]
+    gradients = [
+        of_jax(workload) if of_jax and program == "jax" else meta_gradient(workload, program, MODES[mode])
+        for program, mode in variants
+    ]
     reference = gradients[next((i for i, (program, _) in enumerate(variants) if program == "learn2learn"), 0)]
     found = [(g - reference).abs().max().item() for g in gradients]
     for (program, mode), difference in zip(variants, found, strict=True):

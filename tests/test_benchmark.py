@@ -1,6 +1,7 @@
 """scripts/benchmark.py: programs that agree, programs that do not, and what a tiny run writes."""
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import io
 import json
@@ -11,6 +12,9 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark  # noqa: E402
 import benchmark_programs as programs  # noqa: E402
+import benchmark_runs  # noqa: E402
 from benchmark import Row  # noqa: E402
 from benchmark_programs import LEARN2LEARN, WORKLOADS, Disagreement, Workload  # noqa: E402
 
@@ -29,6 +34,9 @@ from innerloop.episodes import InputError  # noqa: E402
 
 IN_OWN_PROCESS = benchmark.in_own_process
 PEERS = [name for name in ("higher", "torchopt") if importlib.util.find_spec(name)]
+# Looked for and not imported: where JAX is imported, a fork is a warning, and other tests fork.
+HAS_JAX = all(importlib.util.find_spec(name) for name in ("jax", "optax"))
+needs_jax = pytest.mark.skipif(not HAS_JAX, reason='needs pip install -e ".[jax]"')
 
 # What the benchmark uses of learn2learn, for where its source is not at hand.
 STAND_IN = """
@@ -57,12 +65,18 @@ UTILS = (
 
 @pytest.fixture(autouse=True)
 def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test has a learn2learn of its own, and no processes of its own, which would take seconds to start."""
+    """Each test has a learn2learn of its own, and no processes but JAX's, which would take seconds to start."""
+
+    def in_own_process(function: Any, *arguments: Any, fresh: bool = True) -> Any:
+        if function is benchmark.in_jax or "jax" in arguments:
+            return IN_OWN_PROCESS(function, *arguments, fresh=False)
+        return function(*arguments)
+
     threads = torch.get_num_threads()
     for name in ("learn2learn", *(f"learn2learn.{n}" for n in ("utils", "algorithms", "algorithms.maml"))):
         monkeypatch.setitem(sys.modules, name, sys)
         monkeypatch.delitem(sys.modules, name)  # gone now, and again at the end
-    monkeypatch.setattr(benchmark, "in_own_process", lambda function, *arguments, **_: function(*arguments))
+    monkeypatch.setattr(benchmark, "in_own_process", in_own_process)
     monkeypatch.setattr(benchmark.gc, "collect", lambda: 0)  # half a second each, among all that pytest has loaded
     yield
     torch.set_num_threads(threads)
@@ -98,6 +112,32 @@ def test_peers_have_the_same_meta_gradient(peer: str, workload: str) -> None:
     differences = programs.gradient_differences(WORKLOADS[workload].tiny(), [("innerloop", "eager"), (peer, "eager")])
     assert sorted(differences)[0] == 0  # the reference
     assert sorted(differences)[1] <= 1e-12
+
+
+@pytest.fixture(scope="module")
+def jax_process() -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        yield process
+
+
+@needs_jax
+@pytest.mark.parametrize("workload", [*WORKLOADS.values(), programs.TORCHBENCH], ids=lambda workload: workload.name)
+def test_jax_has_the_same_meta_gradient(workload: Workload, jax_process: ProcessPoolExecutor) -> None:
+    differences = programs.gradient_differences(
+        replace(workload.tiny(), width=4),
+        [("innerloop", "eager"), ("jax", "jit")],
+        lambda some: jax_process.submit(benchmark.in_jax, 1, "meta_gradient", some).result(),
+    )
+    assert differences[0] == 0
+    assert 0 < differences[1] <= 1e-12
+
+
+def test_a_wrong_meta_gradient_of_jax_is_caught() -> None:
+    def wrong(workload: Workload) -> torch.Tensor:
+        return programs.meta_gradient(workload, "innerloop", {}) + 1e-9
+
+    with pytest.raises(Disagreement, match=r"sinusoid_k1: the meta-gradient of jax \(jit\) is off by 1\.0e-09"):
+        programs.gradient_differences(WORKLOADS["sinusoid_k1"], [("innerloop", "eager"), ("jax", "jit")], wrong)
 
 
 @pytest.mark.parametrize("wrong", ["nothing", "first_order", "inner_lr", "steps", "not a number"])
@@ -209,14 +249,16 @@ def test_fastest_setting_and_table_of_hand_made_rows() -> None:
         Row("w", "learn2learn", threads=1, wall_ms=12.0, cpu_ms=11.0, ratio_to_learn2learn=1.0, peak_mb=20.0),
         Row("w", "innerloop", threads=1, wall_ms=10.0, cpu_ms=9.0, ratio_to_learn2learn=1.2, peak_mb=30.0),
         Row("w", "innerloop", threads=2, wall_ms=6.0, cpu_ms=10.0, ratio_to_learn2learn=2.0, peak_mb=30.0),
-        Row("v", "innerloop", "compiled", threads=2, wall_ms=5.0, cpu_ms=8.0, compile_s=7.11),
+        Row("v", "innerloop", "compiled", threads=2, wall_ms=5.0, cpu_ms=8.0, ratio_to_jax=0.47, compile_s=7.11),
+        Row("v", "jax", "jit", threads=1, wall_ms=2.35, cpu_ms=2.3, ratio_to_jax=1.0, compile_s=1.0),
     ]
-    assert benchmark.fastest(rows) == [rows[0], rows[2], rows[3]]
+    assert benchmark.fastest(rows) == [rows[0], *rows[2:]]
     lines = benchmark.markdown(rows).splitlines()
     assert lines[2:] == [
-        "| w | learn2learn | eager | 1.00 | 12.00 | 1 | 11.00 | 11.00 | 20.0 |  |",
-        "| w | innerloop | eager | 2.00 | 6.00 | 2 | 10.00 | 9.00 | 30.0 |  |",
-        "| v | innerloop | compiled |  | 5.00 | 2 | 8.00 |  |  | 7.1 |",
+        "| w | learn2learn | eager | 1.00 |  | 12.00 | 1 | 11.00 | 11.00 | 20.0 |  |",
+        "| w | innerloop | eager | 2.00 |  | 6.00 | 2 | 10.00 | 9.00 | 30.0 |  |",
+        "| v | innerloop | compiled |  | 0.47 | 5.00 | 2 | 8.00 |  |  | 7.1 |",
+        "| v | jax | jit |  | 1.00 | 2.35 | 1 | 2.30 | 2.30 |  | 1.0 |",
     ]
 
 
@@ -255,11 +297,37 @@ def test_tiny_run_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixt
         assert (tmp_path / plot).read_bytes().startswith(b"\x89PNG")
 
 
+@needs_jax
+def test_jax_takes_its_turns_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--program", "innerloop", "jax") == 0
+    rows = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [(row["program"], row["mode"], row["threads"]) for row in rows] == [
+        ("innerloop", "eager", 1),
+        ("jax", "jit", 1),
+    ]
+    ours, jax = rows
+    assert min(jax["wall_ms"], jax["cpu_ms"], jax["compile_s"], jax["peak_mb"]) > 0
+    assert jax["compile_s"] > 10 * jax["wall_ms"] / 1e3
+    assert 0 < jax["gradient_max_diff"] <= 1e-10
+    assert ours["ratio_to_jax"] == pytest.approx(jax["wall_ms"] / ours["wall_ms"])
+    assert (jax["ratio_to_jax"], jax["ratio_to_learn2learn"]) == (1, None)
+    assert f"jax {importlib.metadata.version('jax')}" in capsys.readouterr().out.splitlines()[-1]
+    assert "jax" not in sys.modules
+
+
+@needs_jax
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="nothing to see it by")
+def test_a_process_of_jax_has_the_threads_that_it_was_told(jax_process: ProcessPoolExecutor) -> None:
+    jax_process.submit(benchmark.in_jax, 1, "meta_gradient", WORKLOADS["sinusoid_k1"].tiny()).result()
+    assert len(jax_process.submit(os.sched_getaffinity, 0).result()) == 1
+    assert jax_process.submit(os.getenv, "NPROC").result() == "1"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--workload", "cartpole"], "argument --workload: invalid choice: 'cartpole' (choose from "),
-        (["--program", "jax"], "argument --program: invalid choice: 'jax' (choose from "),
+        (["--program", "tensorflow"], "argument --program: invalid choice: 'tensorflow' (choose from "),
         (["--threads", "0"], "argument --threads: 0 is not above zero"),
     ],
 )
@@ -293,7 +361,10 @@ def test_what_is_missing_is_told_in_one_line(
     assert "learn2learn could not be downloaded (" in said("--program", "learn2learn")
     assert not list((tmp_path / "cache").iterdir())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert said("--program", "higher") == 'benchmark.py: higher is not installed: pip install -e ".[peers]"'
+    for program in ("higher", "jax"):
+        assert said("--program", program) == f'benchmark.py: {program} is not installed: pip install -e ".[peers]"'
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "optax" else "found")
+    assert said("--program", "jax") == 'benchmark.py: optax is not installed: pip install -e ".[peers]"'
     assert not (tmp_path / "out").exists()
 
 
@@ -339,19 +410,84 @@ def test_download_is_verified_and_unpacked_within_its_folder(
     assert not list(tmp_path.rglob("evil"))
 
 
+def test_time_of_a_part_within_another_counts_for_the_inner_one_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    class Learner:
+        def fit(self) -> None:
+            self.draw()  # before the first step: start-up
+            for _ in range(2):
+                wait(1)
+                self.training_step()
+            with pytest.raises(StopIteration):
+                self.draw(end=True)
+
+        def training_step(self) -> None:
+            wait(10)
+            self.draw()
+
+        def draw(self, end: bool = False) -> None:
+            wait(100)
+            if end:
+                raise StopIteration
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(benchmark_runs.time, "time", lambda: now)
+    clock = benchmark_runs.Clock()
+    for name, part in {"fit": "rest", "training_step": "meta_step", "draw": "data"}.items():
+        clock.around(Learner, name, part)
+    Learner().fit()
+    assert (clock.first, clock.steps) == (101, 2)
+    assert clock.spent == {"rest": 1, "meta_step": 20, "data": 300}
+
+
 @pytest.mark.slow
-def test_whole_run_accounts_for_all_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "in_own_process", IN_OWN_PROCESS)
-    row = benchmark.whole_run(tiny=True)
-    detail = dict(row.detail)
-    assert detail.pop("steps") == 200
-    assert detail.pop("startup_s") > 1
-    seconds = detail.pop("seconds")
-    assert set(detail) == {"meta_step", "data_loading", "validation", "logging_and_checkpoints", "rest"}
-    assert sum(detail.values()) == pytest.approx(1)
-    assert all(0 < share < 1 for share in detail.values())
-    assert row.wall_ms is not None
-    assert row.wall_ms * 200 == pytest.approx(1e3 * detail["meta_step"] * seconds)
+@pytest.mark.alone
+@pytest.mark.parametrize("mode", ["false", "true"])
+def test_whole_run_accounts_for_all_of_its_time(mode: str) -> None:
+    run = benchmark_runs.timed_run("sinusoid", mode, True, "trainer.max_steps=200", f"algo.compile={mode}")
+    assert (run["run"], run["mode"], run["steps"]) == ("sinusoid", mode, 200)
+    assert run["startup_s"] > 1
+    assert all(run[part] > 0 for part in benchmark_runs.PARTS)
+    assert run["fit_ms"] == pytest.approx(sum(run[part] for part in benchmark_runs.PARTS))
+    assert (run["compile_s"] or 0) > (0.5 if mode == "true" else -1)
+    assert (run["compile_s"] is None) == (mode == "false")
+    assert run["speed_of_bare"] == pytest.approx(run["bare_ms"] / run["fit_ms"])
+    assert 0 < run["speed_of_bare"] < 1
+
+
+def test_whole_runs_are_a_table_and_a_run_that_fails_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = {"first": time.time() + 5, "steps": 4, "compile_s": None, "bare_ms": 7.0}
+    printed |= dict.fromkeys(benchmark_runs.PARTS, 2.0)
+    calls: list[tuple[list[str], dict[str, str]]] = []
+
+    def started(command: list[str], stdout: int, env: dict[str, str]) -> subprocess.CompletedProcess:
+        calls.append((command, env))
+        return subprocess.CompletedProcess(command, "data.root=/nowhere" in command, json.dumps(printed))
+
+    monkeypatch.setattr(benchmark_runs.subprocess, "run", started)
+    assert run(tmp_path, "--program", "innerloop", "--whole-run", "--omniglot", str(tmp_path)) == 0
+    overrides = [set(command[3:]) for command, _ in calls]
+    assert ["algo.compile=true" in each for each in overrides] == [False, True, True, False]
+    assert f"data.root={tmp_path.resolve()}" in overrides[3]
+    caches = [env.get("TORCHINDUCTOR_CACHE_DIR") for _, env in calls]
+    assert caches[1] == caches[2] != caches[0]
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| sinusoid | compiled, warm ")]
+    assert table[0].endswith(" | 0 | 14 | 7 | 0.5 | 2 | 2 | 2 | 2 | 2 | 2 | 2 |")
+    rows = [row for row in json.loads((tmp_path / "benchmark.json").read_text()) if row["workload"] == "whole_run"]
+    assert [(row["mode"], row["wall_ms"], row["detail"]["run"]) for row in rows] == [
+        ("eager", 14, "sinusoid"),
+        ("compiled, cold", 14, "sinusoid"),
+        ("compiled, warm", 14, "sinusoid"),
+        ("eager", 14, "omniglot"),
+    ]
+    assert run(tmp_path, "--program", "innerloop", "--whole-run", "--omniglot", "/nowhere") == 2
+    assert "benchmark.py: this has failed: train.py " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("program", programs.PROGRAMS)

@@ -155,7 +155,8 @@ def test_files_and_functions_are_short(path: Path) -> None:
 def test_scripts_are_short_and_no_library() -> None:
     scripts = [path for path in (ROOT / "scripts").rglob("*") if path.suffix in (".py", ".yaml")]
     assert sum(len(path.read_text().splitlines()) for path in scripts) <= 1600
-    libraries = {path.stem for path in scripts if path.suffix == ".py"} - {"benchmark", "benchmark_programs"}
+    parts = {"benchmark", "benchmark_programs", "benchmark_jax", "benchmark_runs"}
+    libraries = {path.stem for path in scripts if path.suffix == ".py"} - parts
     for path in [*(ROOT / "tests").glob("*.py"), *(ROOT / "scripts").glob("*.py")]:
         names = {name.partition(".")[0] for name in imported(path.stem, path.read_text(encoding="utf-8"))}
         assert not names & libraries, path

@@ -145,6 +145,62 @@ def test_inductor_computes_the_same() -> None:
 
 
 @in_torch
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (MAML, {"inner_steps": 2, "learn_lr": "parameter", "inner_clip": 0.1}),
+        (MAML, {"first_order": True, "only": "head"}),
+        (Reptile, {"inner_steps": 4, "minibatches": 3}),
+        (CAVIA, {"inner_steps": 2}),
+    ],
+    ids=str,
+)
+def test_learners_are_translated_for_one_task(
+    kind: type[MetaLearner], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inductor, "compile", None)
+    eager, fast = made(kind, **settings), made(kind, compile=True, **settings)
+    for phase, again in zip(eager.phases(), fast.phases(), strict=True):
+        for seed in (1, 2):
+            for learner in (eager, fast):
+                randomise(learner, seed=seed, scale=0.1)
+            found = fast.engine.value_and_grad(again.objective, list(fast.parameters()), a_batch(seed))
+            value, gradient, _ = eager.engine.value_and_grad(phase.objective, list(eager.parameters()), a_batch(seed))
+            torch.testing.assert_close(found[0], value, rtol=1e-10, atol=1e-12)
+            close(found[1], gradient)
+
+
+@in_torch
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.cat([x[1:4], x[-2:], x[::3]]),
+        lambda x: torch.cat([x[:, 2:], x[:, :1]], dim=-1).mT,
+        lambda x: x[2] * x[-1] + x.select(0, 3),
+        lambda x: torch.stack(x.split([2, 3, 1])[1].unbind(1)),
+        lambda x: x.unbind(1)[2] - x.split(4)[1].sum(),
+        lambda x: x.clamp(min=-0.3) + x.clamp(max=0.2) + x.clamp(-0.1, 0.1),
+        lambda x: torch.where((x >= 0.1).logical_and(x < 0.5), x, torch.full((6, 4), 2.0)),
+        lambda x: x.view(-1)[5:9].exp().log().neg(),
+        lambda x: (x[:, 1:3].mT @ x[:, ::2]).relu() + x[1:3, :2].abs().sqrt(),
+        lambda x: x.mean() + x.sum(0, keepdim=True).expand(3, 4)[1] + x.sum([0, 1]),
+        lambda x: torch.where(x == 0, x + 1, (x / 3 - 1).tanh().pow(2)),
+    ],
+)
+def test_every_operation_is_translated(function: Callable) -> None:
+    shared, stacked = torch.randn(6, 4), torch.randn(3, 6, 4)
+    stacked[0, 0, 0] = 0
+
+    def of_a_task(s: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        return function(s), function(t), function(s + t)
+
+    (*found,) = native.native(of_a_task, [shared], [stacked])(shared, stacked)
+    expected = [torch.stack(each).sum(0) for each in zip(*(of_a_task(shared, t) for t in stacked), strict=True)]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+@in_torch
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_what_is_small_is_translated_for_one_task_and_keeps_nan(
     activation: str, monkeypatch: pytest.MonkeyPatch

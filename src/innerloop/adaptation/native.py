@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -286,13 +286,13 @@ class _Program:
         return text + (f"*{pointer} /= {math.prod(inner)};" if target == aten.mean.default else "")
 
     def _concatenated(self, node: Node, pointer: str, strides: Sequence[int]) -> str:
-        parts, dim = [*node.args, 0][:2]
+        parts, dim = cast(tuple[list[Node], int], (*node.args, 0)[:2])
         text, begun = "", 0
-        for part in parts:  # type: ignore[union-attr]
+        for part in parts:
             source, shape, source_strides = self.places[part]
             into = f"{pointer}[{begun} + {_index(shape, strides)}]"
             text += _loops(shape, f"{into} = {source}[{_index(shape, source_strides)}];")
-            begun += shape[dim] * strides[dim]  # type: ignore[index]
+            begun += shape[dim] * strides[dim]
         return text
 
     def _entry(self, operand: Any, shape: Sequence[int]) -> str:

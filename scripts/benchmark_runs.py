@@ -1,7 +1,7 @@
 """Where the time of whole runs goes, for scripts/benchmark.py --whole-run: a clock around the parts of train.py.
 
-- `startup_s`: seconds from the process's start to its first training step. `compile_s`: seconds in that step in which
-  the meta-step is compiled, with empty caches ("cold") and again with those that this left ("warm").
+- `startup_s`: seconds from the process's start to its first training step, but for `compile_s`: seconds in which the
+  meta-step is compiled, with empty caches ("cold") and again with those that this left ("warm").
 - `fit_ms`: wall milliseconds a step from the first training step to the end of `fit`. Everything but compilation is
   included. It is the sum of the parts; time of a part within another counts for the inner one only.
 - The parts: meta_step (`Engine.value_and_grad`), optimizer (`MetaLearner._update`), data (Lightning's fetcher, with the
@@ -57,9 +57,9 @@ class Clock:
             try:
                 return function(*args, **kwargs)
             finally:
-                if self.steps:
+                if self.steps or part == "compilation":  # which is before the first step
                     inner = sum(self.spent.values()) - within
-                    self.spent[part] += time.time() - max(begun, self.first) - inner
+                    self.spent[part] += time.time() - max(begun, self.first if self.steps else begun) - inner
 
         setattr(owner, name, wrapper)
 
@@ -137,7 +137,8 @@ def timed_run(data: str, mode: str, tiny: bool, *overrides: str, **environment: 
         raise InputError(f"this has failed: train.py {' '.join(overrides)}")
     found = json.loads(done.stdout)
     fit = sum(found[part] for part in PARTS)
-    found |= {"startup_s": found.pop("first") - begun, "fit_ms": fit, "speed_of_bare": found["bare_ms"] / fit}
+    startup = found.pop("first") - begun - (found["compile_s"] or 0)
+    found |= {"startup_s": startup, "fit_ms": fit, "speed_of_bare": found["bare_ms"] / fit}
     return {"run": data, "mode": mode, **found}  # "data" is a part
 
 

@@ -88,7 +88,7 @@ def check(command: list[str], here: Here, directory: Path) -> None:
     shutil.rmtree(run_dir, ignore_errors=True)
     GlobalHydra.instance().clear()
     begin = time.process_time()
-    with at_most(60):
+    with at_most(300):
         status, err = here("train.py", *command)
     took = time.process_time() - begin
     last = (err.strip().splitlines() or [""])[-1]

@@ -3,6 +3,7 @@
 import ctypes
 import math
 import operator
+import platform
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,7 +23,8 @@ aten = torch.ops.aten
 
 MOST = 2**18
 """Limit on the numbers that a task computes. Larger tasks leave the cache, and libraries have more threads."""
-FLAGS = """-O2 -ftree-vectorize -march=native -std=c++17 -shared -fPIC -ffp-contract=fast -fno-math-errno
+ARM = platform.machine() in ("arm64", "aarch64")
+FLAGS = f"""-O2 -ftree-vectorize {"-mcpu" if ARM else "-march"}=native -std=c++17 -shared -fPIC -ffp-contract=fast -fno-math-errno
 -fno-trapping-math -fno-signed-zeros -fassociative-math"""
 """Products and sums are fused and sums reordered, but infinity and NaN are kept."""
 

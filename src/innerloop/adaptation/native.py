@@ -24,8 +24,8 @@ aten = torch.ops.aten
 MOST = 2**18
 """Limit on the numbers that a task computes. Larger tasks leave the cache, and libraries have more threads."""
 ARM = platform.machine() in ("arm64", "aarch64")
-FLAGS = f"""-O2 -ftree-vectorize {"-mcpu" if ARM else "-march"}=native -std=c++17 -shared -fPIC -ffp-contract=fast -fno-math-errno
--fno-trapping-math -fno-signed-zeros -fassociative-math"""
+FLAGS = f"""-O2 -ftree-vectorize {"-mcpu" if ARM else "-march"}=native -std=c++17 -shared -fPIC
+-ffp-contract=fast -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math"""
 """Products and sums are fused and sums reordered, but infinity and NaN are kept."""
 
 VIEWS = {

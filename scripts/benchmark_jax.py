@@ -4,7 +4,7 @@ Only processes of its own import this module. JAX fixes its number of threads wh
 64-bit numbers in a process, and where it is imported, a fork gives a warning.
 
 What was fastest on two CPU cores: channels last; convolutions as one matrix product on patches (omniglot_5w1s_stride_q1
-takes 162 ms, with XLA's own convolution 1073 ms, channels first 2141 ms); max-pools as a maximum over reshaped axes.
+takes 162 ms, with XLA's own convolution 1073 ms, channels first 2141 ms).
 """
 
 import functools
@@ -70,8 +70,16 @@ def batch_norm(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def max_pool(x: jax.Array) -> jax.Array:
+    """Return the largest of each 2x2 positions, by its place.
+
+    The derivative of jnp.max compares values with their maximum. XLA computes the values anew for it, in fused
+    operations that round in another way, so that none may equal the maximum and its gradient is lost.
+    """
     n, rows, columns, channels = x.shape[0], x.shape[1] // 2, x.shape[2] // 2, x.shape[3]
-    return x[:, : 2 * rows, : 2 * columns].reshape(n, rows, 2, columns, 2, channels).max((2, 4))
+    windows = x[:, : 2 * rows, : 2 * columns].reshape(n, rows, 2, columns, 2, channels)
+    windows = windows.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows, columns, 4, channels)
+    largest = jax.nn.one_hot(jnp.argmax(windows, 3), 4, axis=3, dtype=x.dtype)
+    return (windows * largest).sum(3)
 
 
 def loss(form: str | None, parameters: Arrays, x: jax.Array, y: jax.Array) -> jax.Array:

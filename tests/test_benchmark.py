@@ -124,7 +124,8 @@ def jax_process() -> Iterator[ProcessPoolExecutor]:
 @pytest.mark.parametrize("workload", [*WORKLOADS.values(), programs.TORCHBENCH], ids=lambda workload: workload.name)
 def test_jax_has_the_same_meta_gradient(workload: Workload, jax_process: ProcessPoolExecutor) -> None:
     differences = programs.gradient_differences(
-        replace(workload.tiny(), width=4),
+        # XLA lost gradients of max-pools of 32 channels, and of none of four.
+        replace(workload.tiny(), width=32 if workload.name == "omniglot_5w1s_pool_q1" else 4),
         [("innerloop", "eager"), ("jax", "jit")],
         lambda some: jax_process.submit(benchmark.in_jax, 1, "meta_gradient", some).result(),
     )

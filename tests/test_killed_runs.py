@@ -24,6 +24,7 @@ RUNS: dict[str, Sequence[str]] = {
     "hypernet": ("algo=hypernet",),
     "hybrid": ("algo=hybrid",),
     "images": ("algo=maml", *IMAGES),
+    "compiled": ("algo=maml", "algo.compile=true", "trainer.max_steps=3000", "trainer.val_every=200"),
 }
 KILLS = 5
 """For each of the runs."""

@@ -242,6 +242,8 @@ def test_what_is_missing_is_named(script: str, arguments: list[str], said: str, 
             "these tasks cannot be built: ValueError: Maximum allowed dimension exceeded",
         ),
         ("algo.accumulate=99999999999999999999", "accumulate must be at most 1,000,000, got 99999999999999999999"),
+        ("trainer.extra=${seed}", "trainer.extra must have keys, got ${seed}, which is 0"),
+        ("test=${seed}", "test must have keys, got ${seed}, which is 0"),
     ],
 )
 def test_what_odd_values_once_found(override: str, said: str, here: Here, tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from innerloop.runs.signatures import unknown_key
 
 
 def check_schema(cfg: DictConfig, schema: type) -> None:
-    """Raise InputError for a key of a configuration that the schema's dataclass does not have, at any depth.
+    """Raise InputError for a key of a configuration that the schema's dataclass does not have, at any depth, and for
+    an interpolation that gives another kind of value where the schema has keys.
 
     The keys of `algo`, `data`, `net` and of each callback are those of a signature, checked where they are used.
     """
-    _check(_unresolved(cfg), schema, "")
+    _check(_unresolved(cfg), schema, "", cfg)
 
 
 def check_hydra(hydra: Any) -> None:
@@ -28,7 +29,7 @@ def check_hydra(hydra: Any) -> None:
     """
     keys = _unresolved(hydra)
     keys.pop("env", None)  # Hydra's own files set it, and its schema lacks it
-    _check(keys, HydraConf, "hydra")
+    _check(keys, HydraConf, "hydra", hydra)
     runtime = hydra.runtime
     chosen = runtime.choices.get("recipe")
     if chosen is None or chosen == f"{runtime.choices.get('data')}_{runtime.choices.get('algo')}":
@@ -46,13 +47,18 @@ def _unresolved(cfg: Any) -> dict[Any, Any]:
     return plain
 
 
-def _check(node: Mapping[Any, Any], schema: type, key: str) -> None:
+def _check(node: Mapping[Any, Any], schema: type, key: str, cfg: DictConfig) -> None:
     known = {f.name for f in fields(schema)}
     hints = typing.get_type_hints(schema)
     for name, value in node.items():
         full_key = f"{key}.{name}" if key else str(name)
         if name not in known:
             raise InputError(unknown_key(full_key, list(known)))
-        inner = [kind for kind in (hints[name], *typing.get_args(hints[name])) if is_dataclass(kind)]
-        if inner and isinstance(value, Mapping):
-            _check(value, typing.cast(type, inner[0]), full_key)
+        kinds = (hints[name], *typing.get_args(hints[name]))
+        inner = [kind for kind in kinds if is_dataclass(kind)]
+        if isinstance(value, Mapping):
+            if inner:
+                _check(value, typing.cast(type, inner[0]), full_key, cfg[name])
+        # Hydra does not check the type of what is interpolated.
+        elif (inner or typing.get_origin(hints[name]) is dict) and not isinstance(cfg[name], DictConfig | None):
+            raise InputError(f"{full_key} must have keys, got {value}, which is {cfg[name]}")

@@ -56,9 +56,9 @@ def _check(node: Mapping[Any, Any], schema: type, key: str, cfg: DictConfig) -> 
             raise InputError(unknown_key(full_key, list(known)))
         kinds = (hints[name], *typing.get_args(hints[name]))
         inner = [kind for kind in kinds if is_dataclass(kind)]
-        if isinstance(value, Mapping):
-            if inner:
-                _check(value, typing.cast(type, inner[0]), full_key, cfg[name])
+        if inner and isinstance(value, Mapping):
+            _check(value, typing.cast(type, inner[0]), full_key, cfg[name])
+        keyed = bool(inner) or typing.get_origin(hints[name]) is dict
         # Hydra does not check the type of what is interpolated.
-        elif (inner or typing.get_origin(hints[name]) is dict) and not isinstance(cfg[name], DictConfig | None):
+        if keyed and isinstance(value, str) and not isinstance(cfg[name], DictConfig):
             raise InputError(f"{full_key} must have keys, got {value}, which is {cfg[name]}")

@@ -25,10 +25,12 @@ from innerloop.runs.config import CONFIG
 from innerloop.runs.record import RESULTS
 
 # Keys of a data configuration that test episodes do not depend on, apart from their number and how a picture is seen.
-TRAINING_KEYS = ("augment", "meta_batch_size", "num_workers", "rotations", "test_episodes", "train_queries")
+TRAINING_KEYS = (
+    *("augment", "meta_batch_size", "num_workers", "overlap", "rotations", "test_episodes", "train_queries", "weights"),
+)
 SEEN_KEYS = ("backbone", "standardize", "size", "channels")
 # Keys that runs may lack because they are older, with the values that those runs had.
-NEWER_KEYS: dict[str, Any] = {"class_level": None, "split": "classes", "split_rule": "count"}
+NEWER_KEYS: dict[str, Any] = {"class_level": None, "split": "classes", "split_rule": "count", "sampler": "uniform"}
 # Keys of a configuration that do not describe what was trained.
 RUN_KEYS = ("seed", "logger", "resume", "sweep", "debug", "traceback")
 
@@ -60,6 +62,8 @@ class FinishedRun:
         known = dict(self.config["data"])
         if (folders := known.pop("class_folders", None)) is not None:  # the older name
             known["class_level"] = 1 if folders == "outermost" else None
+        if known.get("sampler", "uniform") == "uniform":
+            known.pop("limits", None)
         if (ways := known.pop("test_ways", None)) is not None:
             known["ways"] = ways
         known = {k: v for k, v in known.items() if k not in NEWER_KEYS or v != NEWER_KEYS[k]}

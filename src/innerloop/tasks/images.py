@@ -178,11 +178,11 @@ class FewShotImages(Classification):
             self.dataset.first[c] + rng.choice(self.dataset.counts[c], shots + plan.queries, replace=False)
             for c, shots in zip(ids, plan.shots, strict=True)
         ]
-        support = [m[: len(m) - plan.queries] for m in members]
-        query = [m[len(m) - plan.queries :] for m in members]
+        parts = [[m[: len(m) - plan.queries] for m in members], [m[len(m) - plan.queries :] for m in members]]
+        sizes = [[len(m) for m in part] for part in parts]
         return [
-            (np.concatenate(part), *(np.repeat(values, list(map(len, part))) for values in (turns, labels)))
-            for part in (support, query)
+            (np.concatenate(part), np.repeat(turns, size), np.repeat(labels, size))
+            for part, size in zip(parts, sizes, strict=True)
         ]
 
     def _sampler(self, split: Split, limits: Limits) -> Sampler:

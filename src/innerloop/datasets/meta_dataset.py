@@ -28,6 +28,8 @@ log = logging.getLogger("innerloop")
 SPEC = "dataset_spec.json"
 KEYS: dict[Split, str] = {"train": "TRAIN", "validation": "VALID", "test": "TEST"}
 PATTERNS = ("{}.tfrecords", "{}_{}.tfrecords")
+MOST_NODES = 5000
+"""Limit on the nodes of a split's graph; ILSVRC-2012 has about a thousand."""
 LARGEST_SPEC = 64 * 2**20
 """Bytes of a specification: the largest published one, of ILSVRC-2012, has less than one."""
 PUBLISHED: dict[str, tuple[int, int, int]] = {
@@ -172,8 +174,10 @@ def _hierarchical(content: Mapping[str, Any]) -> Spec:
 def spanned(children: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
     """Return for each node of a directed graph without cycles the leaves that it spans; a leaf spans itself.
 
-    children: of each node. Raises ValueError for a cycle and for a child that is no node.
+    children: of each node. Raises ValueError for a cycle, a child that is no node, and too many.
     """
+    if len(children) > MOST_NODES:
+        raise ValueError(f"a graph of {len(children):,} nodes, more than the {MOST_NODES:,} that are read")
     for node, below in children.items():
         for child in below:
             if child not in children:
@@ -255,4 +259,5 @@ def _index(spec: Spec, files: Sequence[Sequence[Path]]) -> dict[str, np.ndarray]
         if total != count:
             raise InputError(f"{paths[0]} has {total} records of class {name}, and {SPEC} says {count}")
     table = np.concatenate(found) if found else np.zeros((0, 3), np.int64)
-    return dict(zip(("file", "offset", "length"), table.T.copy(), strict=True))
+    kinds = {"shard": np.int32, "offset": np.int64, "length": np.int32}
+    return {name: column.astype(kind) for (name, kind), column in zip(kinds.items(), table.T, strict=True)}

@@ -157,9 +157,9 @@ def example(data: bytes, origin: str) -> tuple[bytes, int]:
 class RecordPictures:
     """Pictures in TFRecord files, decoded when they are first asked for and kept in a file.
 
-    paths: the files. index: "file", "offset" and "length" of each picture's record, (N,). cache: the file of decoded pictures; a
-    picture there has its checksum behind it, so that several processes may write to it, and one that was cut off is
-    decoded again. Without a place to write to, pictures are decoded every time.
+    paths: the files. index: "shard", "offset" and "length" of each picture's record, (N,).
+    cache: the file of decoded pictures. Each has its checksum behind it, so that several processes may write to it, and
+        one that was cut off is decoded again. Without a place to write to, pictures are decoded every time.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class RecordPictures:
         cache: Path,
     ) -> None:
         self.paths, self.index = paths, index
-        self.shape = (len(index["file"]), channels, size, size)
+        self.shape = (len(index["shard"]), channels, size, size)
         self.bytes = channels * size * size
         self.cache = cache
         self.number: int | None = None
@@ -185,8 +185,8 @@ class RecordPictures:
 
     def decode(self, i: int) -> np.ndarray:
         """Return picture i, (C, H, W) uint8, from its record. Raises InputError if the record is damaged."""
-        file, offset, length = (int(self.index[name][i]) for name in ("file", "offset", "length"))
-        path = self.paths[file]
+        shard, offset, length = (int(self.index[name][i]) for name in ("shard", "offset", "length"))
+        path = self.paths[shard]
         origin = f"{path}: the record at byte {offset}"
         data, _ = example(read_record(path, offset, length), origin)
         image = picture(data, origin, self.shape[2], self.shape[1])

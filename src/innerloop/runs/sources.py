@@ -92,6 +92,9 @@ def source_nodes(node: Mapping[str, Any], keys_of: Callable[[dict[str, Any]], se
         raise InputError(f"data={node.get('name')} needs data.root=FOLDER, with a folder for each source: {folders}")
     if node.get("standardize"):
         raise InputError("standardize is by the training classes of one data set, and a mixture has several: leave it")
+    size, channels = node.get("size"), node.get("channels")
+    if size is not None and (type(size) is not int or not 1 <= size <= 4096 or channels not in (1, 3)):
+        raise InputError(f"data.size={size} and data.channels={channels}: sizes are 1 to 4096, channels 1 or 3")
     for name, root in roots.items():
         if root is not None and name not in sources:
             raise InputError(f"data.roots.{name}: there is no such source; there are {', '.join(sources)}")

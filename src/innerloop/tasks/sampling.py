@@ -44,7 +44,7 @@ class Limits:
             if isinstance(value, bool) or not number or not 0 < value < 10**9:
                 kind = "a number" if isinstance(f.default, float) else "an integer"
                 raise InputError(f"data.limits.{f.name}={value} must be {kind} above zero")
-        for low, high in (("min_ways", "max_ways"), ("min_weight", "max_weight"), ("max_ways", "max_support")):
+        for low, high in (("min_ways", "max_ways"), ("min_weight", "max_weight")):
             if getattr(self, low) > getattr(self, high):
                 raise InputError(
                     f"data.limits.{low}={getattr(self, low)} must not exceed data.limits.{high}={getattr(self, high)}"
@@ -103,8 +103,12 @@ class Sampler:
                 f"sampler=meta_dataset draws at least data.limits.min_ways={limits.min_ways} classes, and {where} has "
                 f"{len(counts)} classes{in_group} with at least two images: lower data.limits.min_ways, or add classes"
             )
-        if len(self.groups) < len(found):
-            left_out = len(found) - len(self.groups)
+        if self.most_ways > limits.max_support:
+            raise InputError(
+                f"data.limits.max_support={limits.max_support} must allow a support image of each of up to "
+                f"{self.most_ways} classes: raise it, or lower data.limits.max_ways"
+            )
+        if left_out := len(found) - len(self.groups):
             log.info("%s: %d of %d groups of classes are too small or too large", where, left_out, len(found))
 
     @property

@@ -36,7 +36,7 @@ class FewShotImages(Classification):
     min_ways, min_shots: if given, the number of classes of an episode is uniform from min_ways to `ways`, and the
         number of support images per class is uniform from min_shots to `shots`, for each class separately if
         `unbalanced`. These are Meta-Dataset's varied tasks (Triantafillou et al., 2020, section 3.2) without their
-        dependence on class sizes. Queries stay balanced. Such an episode is a part of the full-size episode of the same
+        dependence on class sizes, which sampler="meta_dataset" has. Queries stay balanced. Such an episode is a part of the full-size episode of the same
         index, so that settings can be compared in pairs. Meta-batches are then lists of episodes.
     backbone: a frozen net, or the name of one: see `innerloop.backbones.named`. Then x is (n, dimensions), its vectors,
         which are kept in the user's cache folder.

@@ -301,7 +301,7 @@ def test_a_wrong_configuration_ends_in_one_line_before_any_work(
 
 
 def test_a_fixed_head_is_refused_with_the_sampler(folders: Path) -> None:
-    with pytest.raises(InputError, match=r"algo=maml has a fixed head of 6 ways: .* sampler=meta_dataset, need"):
+    with pytest.raises(InputError, match=r"algo=maml has a fixed head of 50 ways: .* sampler=meta_dataset, need"):
         composed(*two(folders, "algo=maml", "data.sampler=meta_dataset"))
 
 

@@ -173,8 +173,8 @@ def test_pooled_labels_are_those_of_classes_and_angles() -> None:
         assert (support.y.numpy() == 4 * found[:, 0] + found[:, 2]).all()
 
 
-def test_the_net_has_outputs_for_the_most_ways_of_any_split() -> None:
-    assert FewShotImages(numbered(), sampler="meta_dataset").output_size == 7
+def test_the_net_has_outputs_for_the_most_ways_that_the_limits_allow_whatever_the_data_have() -> None:
+    assert FewShotImages(numbered(), sampler="meta_dataset").output_size == 50
     limited = FewShotImages(numbered(), sampler="meta_dataset", limits={"max_ways": 6})
     assert limited.output_size == 6
     assert limited.varied_ways

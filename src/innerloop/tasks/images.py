@@ -36,8 +36,9 @@ class FewShotImages(Classification):
     min_ways, min_shots: if given, the number of classes of an episode is uniform from min_ways to `ways`, and the
         number of support images per class is uniform from min_shots to `shots`, for each class separately if
         `unbalanced`. These are Meta-Dataset's varied tasks (Triantafillou et al., 2020, section 3.2) without their
-        dependence on class sizes, which sampler="meta_dataset" has. Queries stay balanced. Such an episode is a part of the full-size episode of the same
-        index, so that settings can be compared in pairs. Meta-batches are then lists of episodes.
+        dependence on class sizes, which sampler="meta_dataset" has. Queries stay balanced. Such an episode is a part of
+        the full-size episode of the same index, so that settings can be compared in pairs. Meta-batches are then lists
+        of episodes.
     backbone: a frozen net, or the name of one: see `innerloop.backbones.named`. Then x is (n, dimensions), its vectors,
         which are kept in the user's cache folder.
     standardize: of these vectors. True centres them by the mean of the training classes and gives them unit length;
@@ -105,7 +106,8 @@ class FewShotImages(Classification):
         self.classes = {split: self._usable(split, min_images or 1, drawn) for split in self.splits}
         self.samplers = {split: self._sampler(split, Limits.of(limits)) for split in self.splits if drawn}
         if self.samplers:
-            self.ways_of = {split: sampler.most_ways for split, sampler in self.samplers.items()}
+            # Whatever the data have, so that a net is evaluated on other data, too.
+            self.ways_of = dict.fromkeys(SPLITS, Limits.of(limits).max_ways)
             self.varied_ways = self.ragged = True
         self.backbone = backbone
         self.standard: Standard | None = None

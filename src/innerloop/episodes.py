@@ -99,6 +99,11 @@ def episode_rng(seed: int, split: Split, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, SPLITS.index(split)], counter=[0, 0, index, 0]))
 
 
+def index_of(rng: np.random.Generator) -> int:
+    """Return the index of the episode whose random stream this is: see `episode_rng`."""
+    return int(rng.bit_generator.state["state"]["counter"][2])
+
+
 class EpisodeStreams:
     """The random streams of many episodes, in generators that are used again, since new ones take longer than a draw.
 

@@ -8,47 +8,65 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pooch
 import torch
 from torch import Tensor
 
+from innerloop.datasets.pictures import fitted
 from innerloop.episodes import SPLITS, InputError, Split
 
 log = logging.getLogger(__name__)
+
+
+class Pictures(Protocol):
+    """Pictures that are decoded when they are asked for. shape: (N, C, H, W)."""
+
+    shape: tuple[int, int, int, int]
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Return the pictures of these indices (n,): (n, C, H, W) uint8."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
     """Images of many classes, sorted by class, and the classes of each split.
 
-    images: (N, C, H, W) uint8. classes: name of each class. counts: (classes,) int64, number of images per class.
+    images: (N, C, H, W) uint8, or `Pictures` of that shape. classes: name of each class.
+    counts: (classes,) int64, number of images per class.
     first: (classes,) int64, index of each class's first image: class c is images[first[c] : first[c] + counts[c]].
     splits: class ids (int64) of each of the three splits. No class is in two of them.
     inverted: whether dark and light were exchanged when the pictures were read, so that ink is 255.
+    groups: of each split, arrays of class ids that belong together, such as the characters of an alphabet; a class may
+        be in several. None: the data have no hierarchy.
+    whole_groups: whether Meta-Dataset's sampler takes all classes of a group, as it does of the nodes of WordNet.
 
     Raises InputError if these do not fit together.
     """
 
-    images: Tensor
+    images: Tensor | Pictures
     classes: tuple[str, ...]
     counts: np.ndarray
     splits: Mapping[Split, np.ndarray]
     inverted: bool = False
+    groups: Mapping[Split, Sequence[np.ndarray]] | None = None
+    whole_groups: bool = False
     first: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+        if isinstance(self.images, Tensor) and (self.images.dtype != torch.uint8 or self.images.ndim != 4):
             raise InputError(
                 f"images must be uint8 of shape (N, C, H, W), got {tuple(self.images.shape)}, {self.images.dtype}"
             )
         counts = np.asarray(self.counts, dtype=np.int64)
-        if counts.shape != (len(self.classes),) or (counts < 0).any() or counts.sum() != len(self.images):
+        total = self.images.shape[0]
+        if counts.shape != (len(self.classes),) or (counts < 0).any() or counts.sum() != total:
             raise InputError(
-                f"counts must be the numbers of images of {len(self.classes)} classes and sum to {len(self.images)}, "
+                f"counts must be the numbers of images of {len(self.classes)} classes and sum to {total}, "
                 f"got {counts.size} numbers that sum to {counts.sum()}"
             )
         if set(self.splits) != set(SPLITS):
@@ -62,6 +80,30 @@ class LabelledImages:
         object.__setattr__(self, "counts", counts)
         object.__setattr__(self, "splits", splits)
         object.__setattr__(self, "first", np.cumsum(counts) - counts)
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Return the images of these indices (n,): (n, C, H, W) uint8."""
+        # numpy and not torch, whose threads would wait for each other over these few bytes.
+        return (
+            self.images.numpy().take(indices, axis=0) if isinstance(self.images, Tensor) else self.images.take(indices)
+        )
+
+
+def resized(data: LabelledImages, size: int, channels: int, name: str) -> LabelledImages:
+    """Return the data with images of (channels, size, size), as they are if they have that shape already.
+
+    The log says what is changed. name: of the data, for the log.
+    """
+    found = tuple(data.images.shape[1:])
+    if found == (channels, size, size):
+        return data
+    modes = {1: "grey", 3: "colour"}
+    log.info(
+        "%s: pictures of %dx%d, %s, are resized to %dx%d, %s",
+        *(name, found[1], found[2], modes[found[0]], size, size, modes[channels]),
+    )
+    images = fitted(data.take(np.arange(data.images.shape[0])), size, channels)
+    return replace(data, images=torch.from_numpy(images))
 
 
 def cache_folder(name: str) -> Path:

@@ -49,7 +49,7 @@ def load(root: str | None = None, split: str = "characters") -> LabelledImages:
         both (14 MB) to the user's cache folder and verify them. The processed images are cached in the same folder.
     split: "characters": 1100 training, 100 validation and 423 test characters, whatever their alphabets. "alphabets":
         whole alphabets, with 883, 81 and 659 characters; the evaluation archive is the test split. Both are fixed and
-        do not depend on a seed.
+        do not depend on a seed. Only whole alphabets are groups that Meta-Dataset's sampler draws from.
 
     Raises InputError if a file cannot be downloaded or read, is damaged, or is not the complete Omniglot, or if there
     is no such split.
@@ -66,7 +66,14 @@ def load(root: str | None = None, split: str = "characters") -> LabelledImages:
         counts=np.full(len(classes), DRAWINGS),
         splits=splits,
         inverted=True,
+        groups={part: by_alphabet(classes, ids) for part, ids in splits.items()} if split == "alphabets" else None,
     )
+
+
+def by_alphabet(classes: tuple[str, ...], ids: np.ndarray) -> list[np.ndarray]:
+    """Return the class ids of each alphabet. classes: all names, "Alphabet/characterNN"."""
+    alphabets = np.array([classes[i].split("/")[0] for i in ids])
+    return [ids[alphabets == alphabet] for alphabet in np.unique(alphabets)]
 
 
 def find(root: str, archive: str) -> Path:

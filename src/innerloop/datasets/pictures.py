@@ -101,6 +101,19 @@ def pictures(source: Path, names: Sequence[str], size: int, channels: int) -> np
     return images
 
 
+def fitted(images: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """Return images (n, C, h, w) uint8 in another size and mode: (n, channels, size, size).
+
+    channels: 1 for grey, 3 for colour.
+    """
+    found = np.empty((len(images), channels, size, size), np.uint8)
+    for i, image in enumerate(images):
+        whole = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+        whole = whole.convert("L" if channels == 1 else "RGB").resize((size, size), Image.Resampling.LANCZOS)
+        found[i] = np.asarray(whole).reshape(size, size, channels).transpose(2, 0, 1)
+    return found
+
+
 def _eight_bits(image: Image.Image, origin: str) -> Image.Image:
     """Return a grey image of 16 bits, or of real values from 0 to 1, with 8 bits. Raises InputError for others."""
     values = np.asarray(image)

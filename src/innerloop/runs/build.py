@@ -1,6 +1,7 @@
 """From a configuration to its parts: the task family, the learner and the data module."""
 
 import inspect
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,16 +19,21 @@ from torch import nn
 from innerloop.backbones import Backbone, named
 from innerloop.backbones.backbone import frozen
 from innerloop.datamodule import EpisodeDataModule
-from innerloop.datasets.images import LabelledImages
+from innerloop.datasets.images import LabelledImages, resized
 from innerloop.devices.files import user_path
+from innerloop.episodes import SPLITS
 from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
 from innerloop.nets.norm import FixedNorms
 from innerloop.runs.config import load_config, to_plain
 from innerloop.runs.record import read_checkpoint
 from innerloop.runs.signatures import arguments, locate, make, parameters, target_of, unknown_key
+from innerloop.runs.sources import compose_sources, mixture_values, of_source, source_nodes
 from innerloop.tasks.base import Tasks
 from innerloop.tasks.images import FewShotImages
+from innerloop.tasks.mixture import Mixture, splits_of
+
+log = logging.getLogger("innerloop")
 
 DATA_MODULE_KEYS = ("meta_batch_size", "num_workers")
 """Keys of `data` that are the data module's arguments. The others are the task family's or its data set's."""
@@ -43,7 +49,11 @@ class Parts:
 
 
 def build(cfg: DictConfig) -> Parts:
-    """Return the parts that a configuration describes. Raises InputError for what is not possible."""
+    """Return the parts that a configuration describes. Raises InputError for what is not possible.
+
+    The sources of a mixture, if they are names, are replaced in it by the configurations of these names.
+    """
+    compose_sources(cfg)
     plain = to_plain(cfg)
     data = dict(plain["data"])
     if data.pop("test_episodes", None) is None:  # test.episodes refers to it
@@ -73,11 +83,13 @@ def build(cfg: DictConfig) -> Parts:
         overfit_batches=plain["trainer"]["overfit_batches"],
         **arguments(module_values, EpisodeDataModule, "data"),
     )
+    if set(tasks.splits) != set(SPLITS):
+        raise InputError(f"data={data['name']} has tasks for {', '.join(tasks.splits)} only: give it to a mixture")
     if tasks.varied_ways and not learner.adaptation.frees_ways:
         raise InputError(
             f"algo={plain['algo']['name']} has a fixed head of {tasks.output_size} ways: data.min_ways and "
-            "data.test_ways need a learner that writes its head from the support set, such as protonet, r2d2, "
-            "proto_maml or cnaps, or hypernet and hybrid where algo.writes is head or head+film"
+            "data.test_ways, and sampler=meta_dataset, need a learner that writes its head from the support set, such "
+            "as protonet, r2d2, proto_maml or cnaps, or hypernet and hybrid where algo.writes is head or head+film"
         )
     try_out(learner, module)
     return Parts(tasks, learner, module)
@@ -124,14 +136,22 @@ def is_dense(learner: MetaLearner) -> bool:
     return learner.engine.resolve(torch.device("cpu")) == "vmap"
 
 
-def make_tasks(node: dict[str, Any], allow: Sequence[str] = ()) -> Tasks:
+def make_tasks(
+    node: dict[str, Any],
+    allow: Sequence[str] = (),
+    fit: Callable[[LabelledImages], LabelledImages] | None = None,
+    **kwargs: Any,
+) -> Tasks:
     """Return the task family of a `data` node.
 
     If the node's `dataset` names a loader, the loader gets the keys that its signature has, the family gets the others.
 
-    allow: modules besides innerloop whose classes and functions the node may name.
+    allow: modules besides innerloop whose classes and functions the node may name. fit: applied to the loaded images.
+    kwargs: further arguments of a family that has a loader.
     """
     family = target_of(node, "data", Tasks, allow)
+    if issubclass(family, Mixture):
+        return make_mixture(node, allow)
     loader = loader_of(node, allow)
     loader_keys = set(parameters(loader)) if loader else set()
     known = {*parameters(family), *loader_keys, *DATA_MODULE_KEYS, "test_episodes"}
@@ -142,10 +162,40 @@ def make_tasks(node: dict[str, Any], allow: Sequence[str] = ()) -> Tasks:
         return make(node, "data", Tasks, allow)
     loader_values = {name: node[name] for name in node if name in loader_keys}
     family_values = {name: node[name] for name in node if name not in loader_keys and name != "dataset"}
-    kwargs: dict[str, Any] = {"dataset": loader(**arguments(loader_values, loader, "data"))}
+    dataset = loader(**arguments(loader_values, loader, "data"))
+    if "splits" in kwargs:  # a source without classes for a split has no part in it
+        kwargs["splits"] = [split for split in kwargs["splits"] if len(dataset.splits[split])]
+    kwargs["dataset"] = fit(dataset) if fit else dataset
     if str(family_values.get("backbone")).startswith("run:"):
         kwargs["backbone"] = backbone_of(family_values.pop("backbone"), allow)
     return make(family_values, "data", Tasks, allow, **kwargs)
+
+
+def make_mixture(node: dict[str, Any], allow: Sequence[str] = ()) -> Tasks:
+    """Return the mixture of a `data` node: see `innerloop.runs.sources`. Its pictures are of one size and mode."""
+    sources: dict[str, Tasks] = {}
+    if node.get("size"):
+        mode = "grey" if node["channels"] == 1 else "colour"
+        log.info("all pictures have %dx%d pixels, %s", node["size"], node["size"], mode)
+    for name, own in source_nodes(node, lambda n: keys_of(n, allow)).items():
+        with of_source(name):
+
+            def fit(images: LabelledImages, name: str = name) -> LabelledImages:
+                return resized(images, node["size"], node["channels"], name)
+
+            sources[name] = make_tasks(
+                own,
+                allow,
+                fit if node.get("size") else None,
+                splits=splits_of(name, node.get("leave_out")),
+            )
+    return make(mixture_values(node), "data", Tasks, allow, sources=sources)
+
+
+def keys_of(node: dict[str, Any], allow: Sequence[str]) -> set[str]:
+    """Return the keys that a `data` node may have: those of its loader, if it has one, and of its family."""
+    loader = loader_of(node, allow)
+    return {*parameters(target_of(node, "data", Tasks, allow)), *(parameters(loader) if loader else ())}
 
 
 def loader_of(node: dict[str, Any], allow: Sequence[str] = ()) -> Callable[..., LabelledImages] | None:
@@ -204,7 +254,7 @@ def backbone_of(name: str, allow: Sequence[str] = ()) -> Backbone:
     data = tasks.dataset
     train = np.concatenate([np.arange(data.first[c], data.first[c] + data.counts[c]) for c in tasks.classes["train"]])
     some = train[np.linspace(0, len(train) - 1, min(REFERENCE, len(train))).astype(int)]
-    body = FixedNorms(net.get_submodule("body"), tasks.inputs(data.images[some]))
+    body = FixedNorms(net.get_submodule("body"), tasks.inputs(torch.from_numpy(data.take(some))))
     channels, size = data.images.shape[1:3]
     found = frozen("run", body, size, [0.0] * channels, [1.0] * channels)
     return replace(found, name=name, inverted=data.inverted)

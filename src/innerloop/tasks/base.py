@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from innerloop.episodes import InputError, MetaBatch, Samples, Split, Weights, apply
+from innerloop.episodes import SPLITS, InputError, MetaBatch, Samples, Split, Weights, apply
 
 
 class Tasks(ABC):
@@ -18,11 +18,13 @@ class Tasks(ABC):
     input_shape: shape of one x. output_size: number of outputs of the net for one x.
     metric: name of the metric that runs are compared by, one of the keys that `metrics` returns.
     varied_ways: True if some tasks may have only the first few of the `output_size` classes.
+    splits: the splits that there are episodes of. A source of a mixture may lack some.
     """
 
     input_shape: tuple[int, ...]
     output_size: int
     varied_ways: bool = False
+    splits: Sequence[Split] = SPLITS
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
 
@@ -44,6 +46,13 @@ class Tasks(ABC):
 
     def class_names(self, split: Split) -> list[str]:
         """Return the names of the classes that a split's tasks are made of; none if tasks are not made of classes."""
+        return []
+
+    def sources(self, split: Split, rngs: Sequence[np.random.Generator]) -> list[str]:
+        """Return the name of the source that each episode comes from; none if there are no several sources.
+
+        rngs: fresh streams of the episodes, as `draw` takes them.
+        """
         return []
 
     @abstractmethod

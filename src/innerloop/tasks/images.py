@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,12 @@ from innerloop.datasets.augment import augment, transforms
 from innerloop.datasets.images import LabelledImages
 from innerloop.episodes import SPLITS, Episode, InputError, MetaBatch, Samples, Split, stack
 from innerloop.tasks.base import Classification, positive
+from innerloop.tasks.sampling import Limits, Sampler
 
 log = logging.getLogger("innerloop")
 
 STANDARDIZE = (False, True, "whiten")
+SAMPLERS = ("uniform", "meta_dataset")
 NAMED = 10
 """The largest number of left-out classes that a message names."""
 
@@ -34,8 +36,9 @@ class FewShotImages(Classification):
     min_ways, min_shots: if given, the number of classes of an episode is uniform from min_ways to `ways`, and the
         number of support images per class is uniform from min_shots to `shots`, for each class separately if
         `unbalanced`. These are Meta-Dataset's varied tasks (Triantafillou et al., 2020, section 3.2) without their
-        dependence on class sizes. Queries stay balanced. Such an episode is a part of the full-size episode of the same
-        index, so that settings can be compared in pairs. Meta-batches are then lists of episodes.
+        dependence on class sizes, which sampler="meta_dataset" has. Queries stay balanced. Such an episode is a part of
+        the full-size episode of the same index, so that settings can be compared in pairs. Meta-batches are then lists
+        of episodes.
     backbone: a frozen net, or the name of one: see `innerloop.backbones.named`. Then x is (n, dimensions), its vectors,
         which are kept in the user's cache folder.
     standardize: of these vectors. True centres them by the mean of the training classes and gives them unit length;
@@ -45,6 +48,11 @@ class FewShotImages(Classification):
     augment: transforms of torchvision.transforms.v2 for the pictures of training tasks, by name or as a mapping from
         the name to keyword arguments, such as ["RandomHorizontalFlip", {"RandomRotation": {"degrees": 10}}]. They are
         drawn with the episode, so an episode stays a function of (seed, split, index).
+    sampler: "uniform" draws `ways` classes with `shots` images each, as above. "meta_dataset" draws the classes, and
+        how many images of each, as Meta-Dataset does: see `innerloop.tasks.sampling`. ways, shots and queries have no
+        effect then. If the data have groups of classes, such as alphabets, an episode's classes are of one group.
+    limits: of that sampler, by name: see `Limits`.
+    splits: the splits that there are episodes of, for a source of a mixture that others need not have.
     min_images: classes with fewer images are left out of their split. Classes with too few images for an episode,
         shots + queries, are left out in any case. The log says how many and which.
 
@@ -67,33 +75,26 @@ class FewShotImages(Classification):
         standardize: bool | str = False,
         test_ways: int | None = None,
         augment: Sequence[Any] | None = None,
+        sampler: str = "uniform",
+        limits: Mapping[str, Any] | None = None,
+        splits: Sequence[Split] = SPLITS,
     ) -> None:
         positive(shots=shots, queries=queries)
         if train_queries is None:
             train_queries = queries
         positive(train_queries=train_queries, min_images=1 if min_images is None else min_images)
-        if ways < 2:
-            raise InputError(f"ways must be at least 2, got {ways}")
-        for name, fewest, smallest, largest in (("ways", min_ways, 2, ways), ("shots", min_shots, 1, shots)):
-            if fewest is not None and not smallest <= fewest <= largest:
-                raise InputError(f"min_{name} must be from {smallest} to {name}={largest}, got {fewest}")
-        if unbalanced and min_shots is None:
-            raise InputError("unbalanced=true draws each class's shots from min_shots to shots: give min_shots too")
-        if standardize not in STANDARDIZE:
-            raise InputError(f"standardize={standardize}: choose one of false, true, whiten")
-        if backbone is None and standardize:
-            raise InputError(f"standardize={standardize} is for the vectors of a backbone: set backbone, too")
-        if backbone is not None and rotations:
-            raise InputError("rotations=true makes classes of turned pictures, of which a backbone has no vectors")
-        if backbone is not None and augment:
-            raise InputError("augment changes pictures, of which a backbone has no vectors")
-        if test_ways is not None and test_ways < 2:
-            raise InputError(f"test_ways must be at least 2, got {test_ways}")
-        if test_ways is not None and min_ways is not None:
-            raise InputError("min_ways draws the ways of every task: give min_ways or test_ways, not both")
+        check_sizes(ways, shots, min_ways, min_shots, unbalanced, test_ways)
+        if sampler not in SAMPLERS:
+            raise InputError(f"sampler={sampler}: choose one of {', '.join(SAMPLERS)}")
+        if sampler == "meta_dataset" and (min_ways, min_shots, test_ways) != (None, None, None):
+            raise InputError(
+                "sampler=meta_dataset draws ways and shots within data.limits: leave min_ways, min_shots and test_ways"
+            )
+        check_vectors(backbone, standardize, rotations, augment)
         height, width = dataset.images.shape[-2:]
         if rotations and height != width:
             raise InputError(f"rotations=true needs square images, these are {height}x{width}")
+        self.splits = tuple(splits)
         self.dataset, self.ways, self.shots, self.rotations = dataset, ways, shots, rotations
         self.min_ways, self.min_shots, self.unbalanced = min_ways or ways, min_shots or shots, unbalanced
         self.ways_of: dict[Split, int] = dict.fromkeys(SPLITS, test_ways or ways) | {"train": ways}
@@ -101,7 +102,13 @@ class FewShotImages(Classification):
         self.transforms = transforms(augment or ())
         self.ragged = self.min_ways < ways or self.min_shots < shots
         self.queries = {split: train_queries if split == "train" else queries for split in SPLITS}
-        self.classes = {split: self._usable(split, min_images or 1) for split in SPLITS}
+        drawn = sampler == "meta_dataset"
+        self.classes = {split: self._usable(split, min_images or 1, drawn) for split in self.splits}
+        self.samplers = {split: self._sampler(split, Limits.of(limits)) for split in self.splits if drawn}
+        if self.samplers:
+            # Whatever the data have, so that a net is evaluated on other data, too.
+            self.ways_of = dict.fromkeys(SPLITS, Limits.of(limits).max_ways)
+            self.varied_ways = self.ragged = True
         self.backbone = backbone
         self.standard: Standard | None = None
         self.features = None if self.backbone is None else self._features(resolved(self.backbone), standardize).numpy()
@@ -119,11 +126,12 @@ class FewShotImages(Classification):
         return other, len(self.classes["train"]) * (4 if self.rotations else 1)
 
     def class_names(self, split: Split) -> list[str]:
-        return [self.dataset.classes[i] for i in self.classes[split]]
+        return [self.dataset.classes[i] for i in self.classes.get(split, ())]
 
     def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> MetaBatch:
         """Return episodes with x (tasks, n, C, H, W) and y (tasks, n), or a list of them if their n may differ."""
-        drawn = [self._choose(split, rng) for rng in rngs]
+        choose = self._by_plan if self.samplers else self._choose
+        drawn = [choose(split, rng) for rng in rngs]
         if self.transforms and split == "train":
             return self._collected([self._augmented(d, rng) for d, rng in zip(drawn, rngs, strict=True)])
         if self.ragged:
@@ -161,11 +169,37 @@ class FewShotImages(Classification):
         parts = [np.nonzero(present & (column < shots)), np.nonzero(present & (column >= self.shots))]
         return [(data.first[ids[c]] + members[c, i], turns[c], labels[c]) for c, i in parts]
 
+    def _by_plan(self, split: Split, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Return what `_choose` does, for an episode of Meta-Dataset's sampler. Each class is turned at random."""
+        plan = self.samplers[split](rng)
+        ids, ways = self.classes[split][plan.classes], len(plan.classes)
+        angles = 4 if self.rotations and split == "train" else 1
+        turns = rng.integers(angles, size=ways)
+        labels = angles * plan.classes + turns if self._pooled and split == "train" else np.arange(ways)
+        members = [
+            self.dataset.first[c] + rng.choice(self.dataset.counts[c], shots + plan.queries, replace=False)
+            for c, shots in zip(ids, plan.shots, strict=True)
+        ]
+        parts = [[m[: len(m) - plan.queries] for m in members], [m[len(m) - plan.queries :] for m in members]]
+        sizes = [[len(m) for m in part] for part in parts]
+        return [
+            (np.concatenate(part), np.repeat(turns, size), np.repeat(labels, size))
+            for part, size in zip(parts, sizes, strict=True)
+        ]
+
+    def _sampler(self, split: Split, limits: Limits) -> Sampler:
+        ids, groups = self.classes[split], (self.dataset.groups or {}).get(split)
+        where = f"the {split} split"
+        if groups is not None:
+            position = np.full(len(self.dataset.classes), -1)
+            position[ids] = np.arange(len(ids))
+            groups = [found[found >= 0] for found in (position[group] for group in groups)]
+        return Sampler(self.dataset.counts[ids], limits, groups, self.dataset.whole_groups, where)
+
     def _samples(self, indices: np.ndarray, turns: np.ndarray, labels: np.ndarray, augmented: bool = False) -> Samples:
         if self.features is not None:
             return Samples(torch.from_numpy(self.features.take(indices, axis=0)), torch.from_numpy(labels))
-        # numpy and not torch, whose threads would wait for each other over these few bytes.
-        images = self.dataset.images.numpy().take(indices, axis=0)
+        images = self.dataset.take(indices)
         for turn in (1, 2, 3):
             chosen = turns == turn
             if chosen.any():
@@ -189,7 +223,7 @@ class FewShotImages(Classification):
     def _features(self, backbone: Backbone, standardize: bool | str) -> Tensor:
         """Return the vectors of all images, (N, dimensions), and set their standard form."""
         data = self.dataset
-        x = self._vectors(backbone, data.images)
+        x = self._vectors(backbone, torch.from_numpy(data.take(np.arange(data.images.shape[0]))))
         if not standardize:
             return x
         labels = torch.from_numpy(np.repeat(np.arange(len(data.classes)), data.counts))
@@ -197,18 +231,22 @@ class FewShotImages(Classification):
         self.standard = standard(x[train], labels[train], whiten=standardize == "whiten")
         return self.standard(x)
 
-    def _usable(self, split: Split, min_images: int) -> np.ndarray:
-        """Return the ids of a split's classes with enough images. Raises InputError if they are too few."""
+    def _usable(self, split: Split, min_images: int, drawn: bool) -> np.ndarray:
+        """Return the ids of a split's classes with enough images. Raises InputError if they are too few.
+
+        drawn: the number of images is drawn for each episode, so that two are enough.
+        """
         ids = self.dataset.splits[split]
-        needed = self.shots + self.queries[split]
+        needed = 2 if drawn else self.shots + self.queries[split]
         enough = self.dataset.counts[ids] >= max(needed, min_images)
         rare = [self.dataset.classes[i] for i in ids[~enough]]
         names = ", ".join(rare[:NAMED]) + (f" and {len(rare) - NAMED} more" if len(rare) > NAMED else "")
         because = f"shots={self.shots} and {self.queries[split]} queries need {needed} images per class"
+        because = "a class needs two images" if drawn else because
         if min_images > needed:
             because = f"min_images={min_images}"
         available = int(enough.sum()) * (4 if self.rotations and split == "train" else 1)
-        if self.ways_of[split] > available:
+        if self.ways_of[split] > available and not drawn:
             without = f" without {len(rare)} rare classes ({names}; {because})" if rare else ""
             key = "ways" if self.ways_of[split] == self.ways else "test_ways"
             raise InputError(
@@ -219,6 +257,37 @@ class FewShotImages(Classification):
         if rare:
             log.warning("%d of %d %s classes are left out, since %s: %s", len(rare), len(ids), split, because, names)
         return ids[enough]
+
+
+def check_sizes(
+    ways: int, shots: int, min_ways: int | None, min_shots: int | None, unbalanced: bool, test_ways: int | None
+) -> None:
+    """Raise InputError for numbers of classes and of support images that are not possible together."""
+    if ways < 2:
+        raise InputError(f"ways must be at least 2, got {ways}")
+    for name, fewest, smallest, largest in (("ways", min_ways, 2, ways), ("shots", min_shots, 1, shots)):
+        if fewest is not None and not smallest <= fewest <= largest:
+            raise InputError(f"min_{name} must be from {smallest} to {name}={largest}, got {fewest}")
+    if unbalanced and min_shots is None:
+        raise InputError("unbalanced=true draws each class's shots from min_shots to shots: give min_shots too")
+    if test_ways is not None and test_ways < 2:
+        raise InputError(f"test_ways must be at least 2, got {test_ways}")
+    if test_ways is not None and min_ways is not None:
+        raise InputError("min_ways draws the ways of every task: give min_ways or test_ways, not both")
+
+
+def check_vectors(
+    backbone: str | Backbone | None, standardize: bool | str, rotations: bool, augment: Sequence[Any] | None
+) -> None:
+    """Raise InputError for settings that do not go together with a backbone, or without one."""
+    if standardize not in STANDARDIZE:
+        raise InputError(f"standardize={standardize}: choose one of false, true, whiten")
+    if backbone is None and standardize:
+        raise InputError(f"standardize={standardize} is for the vectors of a backbone: set backbone, too")
+    if backbone is not None and rotations:
+        raise InputError("rotations=true makes classes of turned pictures, of which a backbone has no vectors")
+    if backbone is not None and augment:
+        raise InputError("augment changes pictures, of which a backbone has no vectors")
 
 
 def resolved(backbone: str | Backbone) -> Backbone:

@@ -28,7 +28,9 @@ from innerloop.runs.record import RESULTS
 TRAINING_KEYS = ("augment", "meta_batch_size", "num_workers", "rotations", "test_episodes", "train_queries")
 SEEN_KEYS = ("backbone", "standardize", "size", "channels")
 # Keys that runs may lack because they are older, with the values that those runs had.
-NEWER_KEYS: dict[str, Any] = {"class_level": None, "split": "classes", "split_rule": "count"}
+NEWER_KEYS: dict[str, Any] = {
+    **{"class_level": None, "frequency": [1.0, 1.0], "split": "classes", "split_rule": "count"},
+}
 # Keys of a configuration that do not describe what was trained.
 RUN_KEYS = ("seed", "logger", "resume", "sweep", "debug", "traceback")
 

@@ -23,10 +23,11 @@ def main() -> None:
     parser.add_argument("--adapt", nargs="+", default=["inner", "finetune"], choices=ADAPT)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of rows with gradient steps")
     parser.add_argument("--episodes", type=int, default=600)
-    parser.add_argument("--backbone", default="efficientnet_lite0")
+    parser.add_argument("--backbone", default="efficientnet_lite0", help="none: without the row of a frozen net")
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--jobs", type=int, default=1, help="tests at a time")
     parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--tables-only", action="store_true", help="test nothing")
     for name in ("--csv", "--figure"):
         parser.add_argument(name, type=Path, metavar="FILE")
     try:

@@ -17,10 +17,18 @@ from matplotlib.figure import Figure
 
 from innerloop.devices.files import user_path
 from innerloop.errors import InputError
-from innerloop.runs.compare import TITLES, FinishedRun, ci95, read_run, require_same_episodes, short
+from innerloop.runs.compare import (
+    SEEN_KEYS,
+    TITLES,
+    TRAINING_KEYS,
+    FinishedRun,
+    ci95,
+    read_run,
+    require_same_episodes,
+    short,
+)
 from innerloop.runs.config import CONFIG
 from innerloop.runs.report.style import ERRORS, INK, VERMILLION, panels
-from innerloop.runs.signatures import unknown_key
 from innerloop.sweeps.table_runs import run_all
 from innerloop.sweeps.tables import CHECKOUT, EVERY_RUN, TableJob, holds
 from innerloop.sweeps.text import write_csv
@@ -28,6 +36,8 @@ from innerloop.sweeps.text import write_csv
 RAW, RANDOM = "raw inputs", "random features"
 """The rows that a transfer must not be worse than."""
 NEGATIVE = "▼"
+SIZES = ("ways", "test_ways", "shots", "queries", "min_ways", "min_shots", "unbalanced", "sampler", "limits")
+"""Keys of data that are no other tasks in kind."""
 PICTURES = {
     RAW: "algo=protonet net=linear data.rotations=false trainer.max_steps=0",
     RANDOM: "algo=protonet data.rotations=false trainer.max_steps=0",
@@ -52,7 +62,7 @@ class Target:
         name, *overrides = shlex.split(text) or [""]
         known = sorted(path.stem for path in (CHECKOUT / "conf" / "data").glob("*.yaml"))
         if name not in known:
-            raise InputError(f"--to {text}: {unknown_key(f'data/{name}', known)}")
+            raise InputError(f"--to {text}: unknown data {name!r}; choose one of {', '.join(known)}")
         for override in overrides:
             if not override.startswith("data.") or "=" not in override:
                 raise InputError(f"--to {text}: {override} is no value of the data, data.KEY=VALUE")
@@ -65,8 +75,18 @@ class Target:
         return " ".join([self.name, *chosen])
 
     @property
-    def is_pictures(self) -> bool:
-        return "dataset" in yaml.safe_load((CHECKOUT / "conf" / "data" / f"{self.name}.yaml").read_text())
+    def values(self) -> dict[str, Any]:
+        """The values of the file in conf/data, with the overrides."""
+        values = yaml.safe_load((CHECKOUT / "conf" / "data" / f"{self.name}.yaml").read_text())
+        pairs = [o.removeprefix("data.").partition("=") for o in self.overrides]
+        return values | {key: yaml.safe_load(value) for key, _, value in pairs}
+
+    def is_trained_on_by(self, data: Mapping[str, Any]) -> bool:
+        """Return whether a run with this `data` configuration was trained on the training tasks of this target."""
+        values, places = self.values, ("dataset", "root") if "dataset" in self.values else ("_target_",)
+        same = data["name"] == values["name"] or all(data.get(key) == values.get(key) for key in places)
+        compared = set(values) - {*TRAINING_KEYS, *SEEN_KEYS, *SIZES, "name", "root", "cache", "defaults", "_target_"}
+        return same and all(data.get(key, values[key]) == values[key] for key in compared)
 
 
 def _absolute(override: str) -> str:
@@ -94,17 +114,16 @@ class Evaluation(TableJob):
 
 @dataclass(frozen=True)
 class Cell:
-    """What one row is on one target. source: the data that it was trained on, "" for a baseline. job: its test."""
+    """What one row is on one target. source: the data that it was trained on, "" for a baseline. job: its test.
+
+    is_ceiling: whether it was trained on the target's own training tasks.
+    """
 
     row: str
     source: str
     target: Target
     job: TableJob
-
-    @property
-    def is_ceiling(self) -> bool:
-        """Whether it was trained on the target's own training tasks."""
-        return self.source == self.target.name
+    is_ceiling: bool = False
 
 
 def cells(
@@ -119,8 +138,9 @@ def cells(
     """Return all cells of a table, target by target.
 
     runs: the directories of finished runs. out: where tests go. adapt: how runs are adapted, see `evaluate.py`; the
-    reported number of steps of "head" and "finetune" is the best on validation tasks. settings: further overrides of
-    evaluations. Raises InputError for a run that is not finished, and if two runs would be one row.
+    reported number of steps of "head" and "finetune" is the best on validation tasks. backbone: "none" leaves its row
+    out. settings: further overrides of evaluations with gradient steps.
+    Raises InputError for a run that is not finished, and if two runs would be one row.
     """
     read = [read_run(path) for path in runs]
     names = [f"{run.results['algo']} from {run.results['data']}" for run in read]
@@ -130,8 +150,10 @@ def cells(
     found = []
     for target in targets:
         of_test = [f"data={target.name}", *target.overrides, f"test.episodes={episodes}", "test.seed=0"]
-        baselines = PICTURES if target.is_pictures else VECTORS
+        baselines = PICTURES if "dataset" in target.values else VECTORS
         for row, made in baselines.items():
+            if "BACKBONE" in made and backbone == "none":
+                continue
             row, made = (text.replace("BACKBONE", backbone) for text in (row, made))
             place = out / _slug(target.label) / _slug(row)
             job = TableJob(f"{row} on {target.label}", place, [*of_test, *made.split(), "seed=0", *EVERY_RUN])
@@ -142,8 +164,9 @@ def cells(
                 own = [f"run={run.path.resolve()}", *of_test, f"adapt={how}", *steps, EVERY_RUN[0]]
                 row = name if how == "inner" else f"{name}, {how}"
                 place = out / _slug(target.label) / _slug(row)
-                source = run.results["data"]
-                found.append(Cell(row, source, target, Evaluation(f"{row} on {target.label}", place, own)))
+                job = Evaluation(f"{row} on {target.label}", place, own)
+                trained = target.is_trained_on_by(run.config["data"])
+                found.append(Cell(row, run.results["data"], target, job, trained))
     return found
 
 
@@ -208,12 +231,12 @@ def heat_map(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Plot rows by targets. Colour: the gain over raw inputs. Marked: negative transfer, and ceilings by a frame."""
     lines = in_cells(rows)
     names, targets = [line[0] for line in lines[1:]], lines[0][1:]
-    found = {(row["row"], row["target"]): row for row in rows}
+    by_place = {(row["row"], row["target"]): row for row in rows}
     metric = rows[0]["metric"]
     sign, scale = -1 if metric in ERRORS else 1, 100 if metric == "accuracy" else 1
     gains = np.full((len(names), len(targets)), np.nan)
-    for (name, target), row in found.items():
-        gains[names.index(name), targets.index(target)] = sign * scale * (row["to_raw"] or 0.0)
+    for (name, target), of_place in by_place.items():
+        gains[names.index(name), targets.index(target)] = sign * scale * (of_place["to_raw"] or 0.0)
     most = np.nanmax(np.abs(gains)) or 1.0
     width = 3.2 + 0.075 * max(map(len, names)) + 1.5 * len(targets)
     figure, (ax,) = panels(1, 1, width=width, height=1.6 + 0.36 * len(names))
@@ -222,7 +245,7 @@ def heat_map(rows: Sequence[Mapping[str, Any]]) -> Figure:
     image = ax.imshow(gains, cmap=matplotlib.colormaps["PuOr"], vmin=-most, vmax=most, aspect="auto", alpha=0.75)
     for i, line in enumerate(lines[1:]):
         for j, text in enumerate(line[1:]):
-            row = found.get((names[i], targets[j]))
+            row = by_place.get((names[i], targets[j]))
             shown = text.replace(" (ceiling)", "").partition(" ± ")[0] if row else text
             shown += f" {NEGATIVE}" if row and row["negative"] else ""
             ax.text(j, i, shown, ha="center", va="center", fontsize=9, color=INK)
@@ -264,21 +287,25 @@ def transfer(
     backbone: str = "efficientnet_lite0",
     set: Sequence[str] = (),
     jobs: int = 1,
+    tables_only: bool = False,
     csv: Path | None = None,
     figure: Path | None = None,
     **printed: Any,
 ) -> tuple[list[list[str]], list[str]]:
     """Test what is missing, `jobs` at a time, and return the table as lists of cells, and remarks.
 
-    runs, out, adapt, episodes, backbone: see `cells`. to: see `Target.of`. set: its settings. csv, figure: files that
-    are written. Raises InputError for what is not possible, and if a test failed.
+    runs, out, adapt, episodes, backbone: see `cells`. to: see `Target.of`. set: its settings. tables_only: only read
+    what is finished. csv, figure: files that are written. Raises InputError for what is not possible, and if a test
+    failed or none is finished.
     """
     table = cells(runs, [Target.of(text) for text in to], out, adapt, episodes, backbone, set)
     for cell in table:
         cell.job.check()
-    if failed := run_all([cell.job for cell in table if not cell.job.is_finished], jobs):
+    missing = [] if tables_only else [cell.job for cell in table if not cell.job.is_finished]
+    if missing and (failed := run_all(missing, jobs)):
         raise InputError("; ".join(failed))
-    rows = table_rows(table)
+    if not (rows := table_rows(table)):
+        raise InputError(f"there is no finished test in {out}")
     if csv:
         write_csv(csv, rows)
     if figure:

@@ -252,6 +252,7 @@ REFUSED = {
     "proto_maml": {"sinusoid", "multimodal"},
     "boil": {"hyperplane"},
     "cnaps": {"sinusoid", "multimodal", "hyperplane"},
+    "simple_cnaps": {"sinusoid", "multimodal", "hyperplane"},
 }
 
 

@@ -27,7 +27,7 @@ from innerloop.tasks import Sinusoid
 
 ALGORITHMS = sorted(path.stem for path in (ROOT / "conf" / "algo").glob("*.yaml"))
 # Prototypes need classes, and norms to modulate need convolutions. The others take sine waves, which cost less.
-IMAGES = ("protonet", "proto_maml", "cnaps")
+IMAGES = ("protonet", "proto_maml", "cnaps", "simple_cnaps")
 FAST = (*TINY, "trainer.max_steps=2", "trainer.val_every=2", "trainer.precision=64-true", "logger=csv")
 
 

@@ -25,12 +25,14 @@ from innerloop.learners import (
     CNAPs,
     FineTune,
     Hybrid,
+    HyperMAML,
     HyperNet,
     MAMLPlusPlus,
     MetaLearner,
     ProtoMAML,
     ProtoNet,
     Reptile,
+    SimpleCNAPs,
 )
 from innerloop.nets import MLP, Conv4, Linear
 from innerloop.nets.fused import fused_layers
@@ -61,6 +63,8 @@ CONV: dict[str, tuple[type[MetaLearner], dict[str, Any]]] = {
     "maml_pp": (MAMLPlusPlus, {"per_step_norms": True, "running_statistics": True} | INNER),
     "hybrid": (Hybrid, {"width": 8} | INNER),
     "cnaps": (CNAPs, {"width": 8}),
+    "simple_cnaps": (SimpleCNAPs, {"width": 8}),
+    "hypermaml": (HyperMAML, {"width": 8}),
     "protonet": (ProtoNet, {}),
     "proto_maml": (ProtoMAML, INNER),
     "r2d2": (R2D2, {}),

@@ -25,12 +25,14 @@ from innerloop.learners import (
     CNAPs,
     FineTune,
     Hybrid,
+    HyperMAML,
     HyperNet,
     MAMLPlusPlus,
     MetaLearner,
     ProtoMAML,
     ProtoNet,
     Reptile,
+    SimpleCNAPs,
 )
 from innerloop.nets import MLP, Conv4
 from innerloop.runs import schemas
@@ -206,6 +208,8 @@ LEARNERS: dict[str, tuple[type[MetaLearner], dict[str, Any]]] = {
     "film": (HyperNet, SMALL | {"writes": "film"}),
     "all": (HyperNet, SMALL | {"writes": "all"}),
     "cnaps": (CNAPs, SMALL | {"update": "alternating"}),
+    "simple_cnaps": (SimpleCNAPs, SMALL | {"update": "alternating"}),
+    "hypermaml": (HyperMAML, SMALL),
     "hybrid": (Hybrid, INNER | SMALL),
     "finetune": (FineTune, {"inner_lr": 0.1, "eval_inner_steps": 2}),
     "finetune prototypes": (FineTune, {"inner_lr": 0.1, "eval_inner_steps": 2, "head": "prototypes"}),
@@ -219,6 +223,8 @@ FREE = {
     "hyperfan",
     "head",
     "cnaps",
+    "simple_cnaps",
+    "hypermaml",
     "hybrid",
     "finetune prototypes",
 }

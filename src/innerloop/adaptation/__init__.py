@@ -6,6 +6,7 @@ from innerloop.adaptation.generate import Generate, ZeroCode
 from innerloop.adaptation.gradient import GradientSteps
 from innerloop.adaptation.heads import PrototypeHead, RidgeHead, ZeroHead
 from innerloop.adaptation.latent import LatentSteps
+from innerloop.adaptation.mahalanobis import MahalanobisHead
 from innerloop.adaptation.per_step import PerStepNorms
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "GradientSteps",
     "Identity",
     "LatentSteps",
+    "MahalanobisHead",
     "PerStepNorms",
     "PrototypeHead",
     "RidgeHead",

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from innerloop.adaptation.adaptation import Adaptation
 from innerloop.adaptation.heads import classes_present, without_absent
-from innerloop.episodes import Samples, Weights, features
+from innerloop.episodes import Samples, Weights, apply, features
 from innerloop.nets.generator import Generator
 from innerloop.nets.set_encoder import SetEncoder
 
@@ -28,6 +28,8 @@ class Generate(Adaptation):
     generator: writes a named subset of the weights. The others stay theta.
     read_features: the encoder reads the features of x by the net's own body under theta, not x itself (CNAPs, Requeima
         et al., 2019). For images.
+    read_predictions: the encoder reads, beside each point, what the head of these weights predicts for it, without a
+        gradient (HyperMAML, Przewięźlikowski et al., 2022). Needs read_features.
     residual: add the written weights to theta. False: they replace theta, w = g(S; phi).
 
     If there is one code per class, the codes of classes that are not in the support set have no influence, and a head
@@ -40,11 +42,12 @@ class Generate(Adaptation):
         generator: Generator,
         *,
         read_features: bool = False,
+        read_predictions: bool = False,
         residual: bool = True,
     ) -> None:
         super().__init__()
         self.encoder, self.generator = encoder, generator
-        self.read_features, self.residual = read_features, residual
+        self.read_features, self.read_predictions, self.residual = read_features, read_predictions, residual
 
     @property
     def frees_ways(self) -> bool:
@@ -56,7 +59,21 @@ class Generate(Adaptation):
     def code(self, net: nn.Module, weights: Weights, support: Samples) -> Tensor:
         """Return the code of the support set, (code_size,), or one code per class, (classes, code_size)."""
         x = features(net, weights, support.x) if self.read_features else support.x
+        if self.read_predictions:
+            x = torch.cat([x, self.predictions(net, weights, x, support)], -1)
         return self.encoder(x, support.y)
+
+    def predictions(self, net: nn.Module, weights: Weights, x: Tensor, support: Samples) -> Tensor:
+        """Return the head's probabilities of the classes for the support features x, (n, outputs), as constants.
+
+        They are those of the task's own classes. Real targets are predicted as they are.
+        """
+        weights = without_absent(weights, support)
+        head = {name.removeprefix("head."): w for name, w in weights.items() if name.startswith("head.")}
+        outputs = apply(net.get_submodule("head"), head, x).detach()
+        if support.y.is_floating_point():
+            return outputs
+        return outputs.sigmoid() if outputs.shape[-1] == 1 else outputs.softmax(-1)
 
     def write(self, weights: Weights, code: Tensor, support: Samples) -> Weights:
         """Return the task's weights for its code."""

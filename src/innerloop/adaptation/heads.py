@@ -33,6 +33,22 @@ def without_absent(weights: Weights, support: Samples) -> Weights:
     return weights | {"head.bias": torch.where(classes_present(support.y, len(bias)), bias, lowest)}
 
 
+def labelled_means(net: nn.Module, weights: Weights, support: Samples) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the support features (n, d), their one-hot labels (n, classes) and the mean of each class (classes, d).
+
+    A single logit has two classes. The mean of an absent class is zero. Raises InputError for real targets.
+    """
+    if support.y.is_floating_point():
+        raise InputError(
+            "prototypes need class ids for labels, and these tasks have real targets: use data of classes, as "
+            "data=glyphs"
+        )
+    f = features(net, weights, support.x)
+    labels = F.one_hot(support.y, max(weights["head.bias"].shape[0], 2)).to(f.dtype)
+    sums = (exact(labels).T @ exact(f)).to(f.dtype)
+    return f, labels, sums / labels.sum(0).clamp_min(1).unsqueeze(-1)
+
+
 class ZeroHead(Adaptation):
     """A head of zeros, the starting point for training a new classifier on given features."""
 
@@ -53,18 +69,9 @@ class PrototypeHead(Adaptation):
     frees_ways = True
 
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
-        if support.y.is_floating_point():
-            raise InputError(
-                "prototypes need class ids for labels, and these tasks have real targets: use data of classes, as "
-                "data=glyphs"
-            )
-        f = features(net, weights, support.x)
-        outputs = weights["head.bias"].shape[0]
-        labels = F.one_hot(support.y, max(outputs, 2)).to(f.dtype)
-        sums = (exact(labels).T @ exact(f)).to(f.dtype)
-        prototypes = sums / labels.sum(0).clamp_min(1).unsqueeze(-1)
+        _, _, prototypes = labelled_means(net, weights, support)
         weight, bias = 2 * prototypes, -prototypes.square().sum(-1)
-        if outputs == 1:
+        if len(weights["head.bias"]) == 1:
             weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
         return without_absent(weights | {"head.weight": weight, "head.bias": bias}, support)
 

@@ -73,6 +73,10 @@ class MetaLearner(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         _check_norms(net, outer.transductive)
+        if outer.freeze:
+            if not isinstance(getattr(net, outer.freeze, None), nn.Module):
+                raise InputError(f"freeze={outer.freeze}: this net has no such part")
+            net.get_submodule(outer.freeze).requires_grad_(False)
         self.net, self.adaptation, self.outer = net, adaptation, outer
         self.loss, self.metrics = loss, metrics or (lambda net, weights, samples: {"loss": loss(net, weights, samples)})
         compile = outer.compile is True

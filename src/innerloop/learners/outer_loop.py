@@ -37,6 +37,8 @@ class OuterLoop:
     engine, chunk, compile: how the tasks of a meta-batch are run, see `Engine`. Steps that are logged are not compiled,
         so that reported values need not be compilable. compile="auto" leaves the choice to who trains: not compiled, or
         see `MetaLearner.compile_for`.
+    freeze: "body" leaves the weights of the net's body as they are, to the last bit; None: all are trained. Inner steps
+        do not change them either, and generators still write them for a task.
     transductive: whether the batch norms of a query use the statistics of all queries of its task. If not, they use
         those of the support set, in training and in evaluation.
 
@@ -52,6 +54,7 @@ class OuterLoop:
     engine: str = "auto"
     chunk: int | None = None
     compile: bool | str = False
+    freeze: str | None = None
     transductive: bool = True
 
     def __post_init__(self) -> None:
@@ -59,6 +62,8 @@ class OuterLoop:
             raise InputError(f"unknown optimizer {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         if self.schedule not in SCHEDULES:
             raise InputError(f"unknown schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        if self.freeze not in (None, "body"):
+            raise InputError(f"unknown freeze {self.freeze!r}; choose one of null, body")
         if self.compile not in (True, False, "auto"):
             raise InputError(f"compile must be true, false or auto, got {self.compile}")
         for name in ("outer_lr", "outer_clip", "accumulate"):

@@ -38,8 +38,11 @@ class TaskRelation:
         if self.width < 2:  # a norm of one number is a constant
             raise InputError(f"width must be above one, got {self.width}")
 
-    def model(self, net: nn.Module) -> Generate:
-        """Return the model for a net, w = theta + g(S; phi). Raises InputError if the net has no such weights."""
+    def model(self, net: nn.Module, predictions: bool = False) -> Generate:
+        """Return the model for a net, w = theta + g(S; phi). Raises InputError if the net has no such weights.
+
+        predictions: it also reads what the net's head predicts for the support set. Not for writes="all".
+        """
         writes = self.writes
         if writes == "auto":
             writes = "head+film" if convolutional(net) else "all"
@@ -53,6 +56,8 @@ class TaskRelation:
             )
         by_class = writes != "all"
         size = net.feature_size if by_class else net.input_size
+        if predictions:
+            size += net.output_size  # type: ignore[operator]
         attention = self.encoder == "attention"
         reader = SetEncoder(size, net.output_size, self.width, attention, by_class)  # type: ignore[arg-type]
         if self.init == "hyperfan_in":
@@ -61,4 +66,5 @@ class TaskRelation:
             nn.init.zeros_(reader.read[-1].bias)  # type: ignore[arg-type]
         classes = net.output_size if by_class else None
         writer = Generator(shapes, self.width, classes, self.chunk_size, self.init)  # type: ignore[arg-type]
-        return Generate(reader, writer, read_features=by_class, residual=self.init == "zero")
+        residual = self.init == "zero"
+        return Generate(reader, writer, read_features=by_class, read_predictions=predictions, residual=residual)

@@ -5,6 +5,7 @@ from innerloop.nets.dense import MLP, Linear
 from innerloop.nets.generator import Generator
 from innerloop.nets.norm import BatchNorm, GroupNorm, LayerNorm
 from innerloop.nets.per_task_conv import Conv2d
+from innerloop.nets.quadratic import QuadraticHead
 from innerloop.nets.resnet12 import ResNet12
 from innerloop.nets.set_encoder import SetEncoder
 
@@ -17,6 +18,7 @@ __all__ = [
     "GroupNorm",
     "LayerNorm",
     "Linear",
+    "QuadraticHead",
     "ResNet12",
     "SetEncoder",
     "convolutional",

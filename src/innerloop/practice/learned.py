@@ -106,7 +106,7 @@ class RunMethod:
                 f"{run.path} has a head of {self.ways} classes that cannot be exchanged for one of {classes}"
             )
         self.net = copy.deepcopy(self.net)
-        self.net.head, self.outputs = nn.Linear(head.in_features, classes), classes
+        self.net.head, self.outputs = type(head)(head.in_features, classes), classes
         if self.adaptation.frees_ways and not any(isinstance(m, Generate) for m in self.adaptation.modules()):
             return  # its head is built for the classes at hand
         self.remarks.append(

@@ -48,7 +48,7 @@ class Parts:
     data: EpisodeDataModule
 
 
-def build(cfg: DictConfig) -> Parts:
+def build(cfg: DictConfig, fit: Callable[[LabelledImages], LabelledImages] | None = None) -> Parts:
     """Return the parts that a configuration describes. Raises InputError for what is not possible.
 
     The sources of a mixture, if they are names, are replaced in it by the configurations of these names.
@@ -62,7 +62,7 @@ def build(cfg: DictConfig) -> Parts:
     seed_everything(plain["seed"], verbose=False)
     allow = plain.get("allow", ())
     with explained("these tasks cannot be built"):
-        tasks = make_tasks(data, allow)
+        tasks = make_tasks(data, allow, fit)
     sizes = {"input_shape": tasks.input_shape, "output_size": tasks.output_size}
     with explained("this net cannot be built"):
         net = make(plain["net"], "net", nn.Module, allow, **sizes)

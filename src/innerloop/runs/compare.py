@@ -30,7 +30,9 @@ TRAINING_KEYS = (
 )
 SEEN_KEYS = ("backbone", "standardize", "size", "channels")
 # Keys that runs may lack because they are older, with the values that those runs had.
-NEWER_KEYS: dict[str, Any] = {"class_level": None, "split": "classes", "split_rule": "count", "sampler": "uniform"}
+NEWER_KEYS: dict[str, Any] = {
+    **{"class_level": None, "frequency": [1.0, 1.0], "sampler": "uniform", "split": "classes", "split_rule": "count"},
+}
 # Keys of a configuration that do not describe what was trained.
 RUN_KEYS = ("seed", "logger", "resume", "sweep", "debug", "traceback")
 

@@ -18,11 +18,12 @@ from innerloop.devices.ranks import ranks
 from innerloop.episodes import Split, episode_rng
 from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
-from innerloop.runs.build import Parts, build, load_weights
+from innerloop.runs.build import Parts, build, load_weights, try_out
 from innerloop.runs.callbacks import Progress
 from innerloop.runs.checks import check
 from innerloop.runs.command import remove_empty
 from innerloop.runs.config import CONFIG, load_config
+from innerloop.runs.elsewhere import adapted_by, as_trained, check_adapt
 from innerloop.runs.keys import check_hydra
 from innerloop.runs.record import RESULTS, TRAINING_CLASSES, messages, write_config, write_json
 from innerloop.runs.report.figures import save_figures
@@ -139,14 +140,20 @@ def evaluate_run(cfg: DictConfig) -> None:
     with messages() as log_file:
         try:
             refuse_net(HydraConfig.get().overrides.task)
-            cfg.net = load_config(run).net  # other data may choose another net for training, but this one was trained
+            trained = load_config(run)
+            cfg.net = trained.net  # other data may choose another net for training, but this one was trained
             check(cfg, EvaluateConfig)
+            check_adapt(cfg)
             check_hydra(HydraConfig.get())
             if ranks(cfg.trainer).total > 1:
                 raise InputError(f"trainer.devices={cfg.trainer.devices}: an evaluation runs on one device")
-            parts = build(cfg)
+            other = HydraConfig.get().runtime.choices["data"] != "of_run"
+            parts = build(cfg, as_trained(cfg, trained) if other else None)
             warn_of_training_classes(run, parts.tasks)
             load_weights(parts.learner, run / "checkpoints" / f"{cfg.checkpoint}.ckpt")
+            if cfg.adapt != "inner":
+                parts.learner = adapted_by(parts, cfg.adapt, cfg.adapt_lr, cfg.adapt_steps)
+                try_out(parts.learner, parts.data)
         except BaseException:
             remove_empty(out)
             raise
@@ -158,6 +165,7 @@ def evaluate_run(cfg: DictConfig) -> None:
         results = {
             "run": str(run),
             "checkpoint": cfg.checkpoint,
+            "adapt": cfg.adapt,
             **describe(cfg, parts.learner),
             "validation": found.validation,
             "test": found.test,

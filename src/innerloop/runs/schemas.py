@@ -99,6 +99,10 @@ class TrainConfig:
     allow: list[str] = field(default_factory=list)
 
 
+ADAPT = ("inner", "head", "finetune", "prototype", "none")
+"""How an evaluation adapts a run: as it was trained, gradient steps on the head or on all weights, class means, not."""
+
+
 @dataclass
 class EvaluateConfig:
     """`evaluate.py`."""
@@ -112,6 +116,9 @@ class EvaluateConfig:
     test: TestConfig = field(default_factory=TestConfig)
     traceback: bool = MISSING
     seed: int = MISSING
+    adapt: str = MISSING
+    adapt_lr: float = MISSING
+    adapt_steps: int = MISSING
     allow: list[str] = field(default_factory=list)
 
 

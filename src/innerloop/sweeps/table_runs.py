@@ -63,7 +63,7 @@ def _start(job: TableJob) -> tuple[subprocess.Popen[bytes], TextIO]:
         log.close()
         raise InputError("another process is training it") from None
     process = subprocess.Popen(
-        [sys.executable, str(CHECKOUT / "train.py"), *job.command()],
+        [sys.executable, str(CHECKOUT / job.script), *job.command()],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,

@@ -53,11 +53,12 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class TableJob:
-    """One run of a table. label: its name in messages. overrides: what it is to be trained with."""
+    """One run of a table. label: its name in messages. overrides: what it is trained with. script: what runs it."""
 
     label: str
     directory: Path
     overrides: Sequence[str]
+    script: str = "train.py"
 
     @property
     def is_finished(self) -> bool:

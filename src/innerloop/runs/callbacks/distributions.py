@@ -49,7 +49,8 @@ class Histograms(Callback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._due(trainer):
-            self._gradients = {id(p): p.grad.detach().clone() for p in pl_module.parameters() if p.grad is not None}
+            held = [p for p in pl_module.parameters() if p.numel()]
+            self._gradients = {id(p): p.grad.detach().clone() for p in held if p.grad is not None}
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         # With several optimizers there is a backward pass for each: keep the parameters that this one updates.

@@ -4,6 +4,7 @@ from innerloop.tasks.base import Classification, Regression, Tasks
 from innerloop.tasks.hyperplane import Hyperplane
 from innerloop.tasks.images import FewShotImages
 from innerloop.tasks.multimodal import Multimodal
+from innerloop.tasks.ratings import Ratings
 from innerloop.tasks.sinusoid import Sinusoid
 
-__all__ = ["Classification", "FewShotImages", "Hyperplane", "Multimodal", "Regression", "Sinusoid", "Tasks"]
+__all__ = ["Classification", "FewShotImages", "Hyperplane", "Multimodal", "Ratings", "Regression", "Sinusoid", "Tasks"]

@@ -145,6 +145,7 @@ def evaluate_run(cfg: DictConfig) -> None:
             "run": str(run),
             "checkpoint": cfg.checkpoint,
             **describe(cfg, parts.learner),
+            "metric": parts.tasks.metric,
             "validation": found.validation,
             "test": found.test,
         }

@@ -1,7 +1,7 @@
 """Tables of published numbers: which runs each row is made of.
 
 A table is a YAML file with the overrides of all its rows and those of each row. Every seed of a row is a run in a
-directory of its own, FOLDER/<table>/<row>_seed<seed>; where rows are tested on several test sets, one for each of these,
+directory of its own, FOLDER/<table>/<row>_seed<seed>; with several test sets there is one for each,
 FOLDER/<table>/<row>_fold<number>_seed<seed>.
 """
 

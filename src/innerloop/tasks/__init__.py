@@ -1,5 +1,6 @@
 """Task families: distributions over episodes with a loss, metrics and, if it is known, the Bayes prediction."""
 
+from innerloop.tasks.arrays import ArrayTasks
 from innerloop.tasks.base import Classification, Regression, Tasks
 from innerloop.tasks.hyperplane import Hyperplane
 from innerloop.tasks.images import FewShotImages
@@ -7,4 +8,14 @@ from innerloop.tasks.multimodal import Multimodal
 from innerloop.tasks.ratings import Ratings
 from innerloop.tasks.sinusoid import Sinusoid
 
-__all__ = ["Classification", "FewShotImages", "Hyperplane", "Multimodal", "Ratings", "Regression", "Sinusoid", "Tasks"]
+__all__ = [
+    "ArrayTasks",
+    "Classification",
+    "FewShotImages",
+    "Hyperplane",
+    "Multimodal",
+    "Ratings",
+    "Regression",
+    "Sinusoid",
+    "Tasks",
+]

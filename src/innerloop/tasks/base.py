@@ -1,7 +1,7 @@
 """Base classes of task families. A family is a distribution over episodes with a loss and metrics."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,6 +43,11 @@ class Tasks(ABC):
         has that property already, so that the net needs no other outputs.
         """
         return self, None
+
+    @classmethod
+    def variant(cls, settings: Mapping[str, Any]) -> "type[Tasks]":
+        """Return the class whose metric tasks of these settings, a `data` configuration, have; mostly this class."""
+        return cls
 
     def sizes(self) -> dict[str, Any]:
         """Return the keyword arguments of a net that follow from the tasks, so that nobody types them twice."""

@@ -39,7 +39,7 @@ class ArrayTasks(Tasks):
             raise InputError("shots must be given, the number of support rows; or data.part, a column that fixes them")
         if dataset.in_support is not None and (shots is not None or queries is not None):
             raise InputError(f"data.part fixes support and query: shots={shots} and queries={queries} must be null")
-        positive(shots=shots or 1, queries=1 if queries is None else queries)
+        positive(shots=1 if shots is None else shots, queries=1 if queries is None else queries)
         self.dataset, self.shots, self.queries = dataset, shots, queries
         self.input_shape = dataset.x.shape[1:]
         self.output_size = len(dataset.classes) or dataset.y.shape[1]

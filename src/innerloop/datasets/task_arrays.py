@@ -5,12 +5,12 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from innerloop.datasets.columns import TextTable
-from innerloop.datasets.files import opened
+from innerloop.datasets.files import BROKEN_ZIP, opened
 from innerloop.datasets.images import named_splits, splits_by_name
 from innerloop.datasets.layouts import SPLIT_NAMES
 from innerloop.datasets.ratings import as_number
@@ -151,20 +151,12 @@ def _arrays(
 ) -> tuple[Columns, np.ndarray, list[str]]:
     """Return the same of an .npz file, whose arrays are read one by one and never unpickled."""
     x_name = features[0] if features else "x"
-    try:
-        with opened(path) as file, np.load(file, allow_pickle=False) as stored:
-            names = [x_name, *(name for kind in wanted.values() for name in kind)]
-            for name in names:
-                if name not in stored.files:
-                    raise InputError(f"{path} has no array {name}; it has {', '.join(stored.files) or 'none'}")
-            sizes = [info.file_size for info in stored.zip.infolist()]
-            if max(sizes) > LARGEST:
-                raise InputError(f"{path} holds an array of {max(sizes):,} bytes, above the limit of {LARGEST:,}")
-            arrays = {name: stored[name] for name in names}
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is no valid .npz of arrays: {error}") from error
+    names = [x_name, *(name for kind in wanted.values() for name in kind)]
+    with opened(path) as file:
+        if not zipfile.is_zipfile(file):
+            raise InputError(f"{path} is no .npz file of arrays, as numpy.savez writes it")
+        file.seek(0)
+        arrays = _stored(path, file, names)
     x, n = arrays[x_name], len(arrays[x_name]) if arrays[x_name].ndim else 0
     for name, array in arrays.items():
         if array.ndim == 0 or len(array) != n:
@@ -176,6 +168,25 @@ def _arrays(
         raise InputError(f"{path}: {x_name} must be numbers of shape (n, *features), got {x.shape}, {x.dtype}")
     found: Columns = {k: [c for name in names for c in _columns(arrays[name])] for k, names in wanted.items()}
     return found, x.astype(np.float32), [f"{x_name} {i + 1}" for i in range(int(np.prod(x.shape[1:])))]
+
+
+def _stored(path: Path, file: IO[bytes], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the arrays of these names. Raises InputError if one is missing, broken, too large, or of objects."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            sizes = {info.filename.removesuffix(".npy"): info.file_size for info in stored.zip.infolist()}
+            for name in names:
+                if name not in sizes:
+                    raise InputError(f"{path} has no array {name}; it has {', '.join(sizes) or 'none'}")
+                if sizes[name] > LARGEST:
+                    raise InputError(f"{path}: {name} has {sizes[name]:,} bytes, above the limit of {LARGEST:,}")
+            return {name: stored[name] for name in names}
+    except InputError:
+        raise
+    except (ValueError, EOFError, KeyError, MemoryError, *BROKEN_ZIP) as error:
+        if "allow_pickle" in str(error):
+            raise InputError(f"{path} has arrays of objects, which are not read: save numbers or text") from error
+        raise InputError(f"{path} is broken: {error}") from error
 
 
 def _columns(array: np.ndarray) -> list[np.ndarray]:

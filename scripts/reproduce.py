@@ -24,7 +24,7 @@ from innerloop.sweeps.table_pages import write_tables  # noqa: E402
 from innerloop.sweeps.table_runs import run_all  # noqa: E402
 from innerloop.sweeps.tables import jobs_of, read_tables, selected  # noqa: E402
 
-PAGES = [ROOT / "docs" / "results.md", ROOT / "docs" / "regression-results.md"]
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("results", "regression-results", "recommendation")]
 
 
 def main() -> int:

@@ -165,7 +165,7 @@ def markdown(table: TableSpec, path: Path) -> str:
             own = name.removeprefix("also_")
             columns[name] = "before adaptation" if own == "unadapted" else TITLES.get(own, own)
     hoisted = [c for c in HOISTED if len({r[c] for r in run}) == 1 and run[0][c]]
-    names = [c for c in columns if c not in hoisted and any(r[c] for r in rows)]
+    names = [c for c in columns if c not in hoisted and any(r.get(c) for r in rows)]
     facts = [f"{columns[c]} {page_cell(run[0], c, metric)}" for c in hoisted]
     facts.append(f"differences to `{table.rows[table.reference].set}` on the same episodes, ± over those")
     if "difference_over_seeds_ci95" in names:

@@ -90,7 +90,7 @@ class Ratings(Tasks):
         return users
 
     def sizes(self) -> dict[str, object]:
-        return {"items": len(self.dataset.items), "mean": float(self._training()[2].mean())}
+        return {"items": len(self.dataset.items), "mean": float(self.training_ratings()[2].mean())}
 
     def limit(self, split: Split) -> int | None:
         return None if split == "train" else len(self.users[split])
@@ -141,7 +141,7 @@ class Ratings(Tasks):
         """Return the net, a `Factors` net with its items fitted to all ratings of the training users if it asks."""
         if not isinstance(net, Factors) or net.start == "random":
             return net
-        user, item, rating = self._training()
+        user, item, rating = self.training_ratings()
         residual, items = rating - rating.mean(), len(self.dataset.items)
         if net.start == "means":
             factors, bias = None, item_means(item, residual, items, net.penalty)
@@ -153,7 +153,7 @@ class Ratings(Tasks):
                 net.body.factors.copy_(torch.from_numpy(factors))
         return net
 
-    def _training(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def training_ratings(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return user, item and rating of all ratings of the training users, (n,) each, the users numbered from 0."""
         data, users = self.dataset, self.users["train"]
         chosen = np.zeros(len(data.counts), bool)

@@ -28,7 +28,7 @@ def run(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 OWN = "item,rating\n3,5\n7,1\n11,4\n"
 
 
-def test_the_best_unrated_items_come_first(run: Path, here: Here, tmp_path: Path, capfd: Any) -> None:
+def test_the_best_unrated_items_come_first(run: Path, here: Here, tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text(OWN + "unheard,3\n")
     status, err = here("adapt.py", f"run={run}", "support=mine.csv", "out=out")
     assert status == 0, err

@@ -24,7 +24,7 @@ from innerloop.sweeps.table_pages import write_tables  # noqa: E402
 from innerloop.sweeps.table_runs import run_all  # noqa: E402
 from innerloop.sweeps.tables import jobs_of, read_tables, selected  # noqa: E402
 
-PAGES = [ROOT / "docs" / name for name in ("results.md", "regression-results.md", "many-sources.md")]
+PAGES = [path for path in sorted((ROOT / "docs").glob("*.md")) if "<!-- table: " in path.read_text(encoding="utf-8")]
 
 
 def main() -> int:

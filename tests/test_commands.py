@@ -246,13 +246,16 @@ def test_help_answers_at_once(flag: list[str], tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-# What cannot be: prototypes of real targets, a body without weights, norms to modulate where there are none.
+# What cannot be: prototypes of real targets, a body without weights of a task's own, norms to modulate where there are
+# none, learning the vectors of items by learners that learn only what tasks adapt.
 REFUSED = {
-    "protonet": {"sinusoid", "multimodal"},
-    "proto_maml": {"sinusoid", "multimodal"},
-    "boil": {"hyperplane"},
-    "cnaps": {"sinusoid", "multimodal", "hyperplane"},
-    "simple_cnaps": {"sinusoid", "multimodal", "hyperplane"},
+    "protonet": {"sinusoid", "multimodal", "ratings_synthetic"},
+    "proto_maml": {"sinusoid", "multimodal", "ratings_synthetic"},
+    "boil": {"hyperplane", "ratings_synthetic"},
+    "cnaps": {"sinusoid", "multimodal", "hyperplane", "ratings_synthetic"},
+    "simple_cnaps": {"sinusoid", "multimodal", "hyperplane", "ratings_synthetic"},
+    "imaml": {"ratings_synthetic"},
+    "reptile": {"ratings_synthetic"},
 }
 
 
@@ -271,7 +274,7 @@ def test_every_algorithm_builds_with_every_data_config_or_says_why_not(algo: str
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             cfg = compose("train", [f"algo={algo}", f"data={data}", *extra])
         if data in REFUSED.get(algo, ()):
-            with pytest.raises(InputError, match=r"class ids|only=body|writes=film"):
+            with pytest.raises(InputError, match=r"class ids|only=body|writes=film|tasks share"):
                 build(cfg)
             continue
         learner, episode = (parts := build(cfg)).learner, parts.data.episode("test", 0)

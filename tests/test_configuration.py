@@ -19,6 +19,8 @@ from innerloop.datasets import folder
 from innerloop.learners.keywords import flattened
 from innerloop.runs import schemas
 from innerloop.runs.build import DATA_MODULE_KEYS
+from innerloop.runs.compare import TITLES
+from innerloop.runs.report.style import ERRORS
 from innerloop.runs.schemas import (
     EvaluateConfig,
     LoggerConfig,
@@ -31,6 +33,8 @@ from innerloop.runs.schemas import (
 from innerloop.runs.signatures import locate
 from innerloop.runs.sources import OF_SOURCES
 from innerloop.runs.tracking import TRACKERS
+from innerloop.sweeps.read import METRICS
+from innerloop.tasks import ArrayTasks
 from innerloop.tasks.images import FewShotImages
 
 schemas.register()
@@ -331,3 +335,13 @@ def test_every_group_is_looked_at() -> None:
         "trainer",
     }
     assert groups <= looked_at
+
+
+@pytest.mark.parametrize("name", names("data"))
+def test_tables_and_figures_know_the_metric_of_every_family(name: str) -> None:
+    node = merged(name)
+    family = locate(node["_target_"], "data")
+    for variant in {family, *family.__subclasses__()} - {ArrayTasks}:
+        assert variant.metric in TITLES
+        assert variant.metric in METRICS, "the validation of a running job is found by its name"
+        assert (variant.metric in ERRORS) is not variant.higher_is_better

@@ -19,7 +19,7 @@ from test_few_shot_images import numbered, same
 
 from innerloop.datasets.images import LabelledImages, resized
 from innerloop.datasets.pictures import fitted
-from innerloop.episodes import SPLITS, Episode, InputError, Split, episode_rng, index_of, tasks_of
+from innerloop.episodes import SPLITS, Episode, InputError, Split, episode_index, episode_rng, tasks_of
 from innerloop.runs import schemas
 from innerloop.runs.build import build
 from innerloop.runs.compare import differences, read_run
@@ -101,10 +101,10 @@ def test_meta_batches_are_stacked_only_if_all_sources_have_one_shape() -> None:
     assert ways.output_size == 5
 
 
-def test_the_index_of_a_stream_is_known_after_draws_too() -> None:
+def test_the_episode_index_a_stream_is_known_after_draws_too() -> None:
     rng = episode_rng(3, "test", 12345)
     rng.random(100)
-    assert index_of(rng) == 12345
+    assert episode_index(rng) == 12345
 
 
 def test_a_source_that_is_left_out_is_the_whole_test() -> None:

@@ -21,10 +21,8 @@ from innerloop.sweeps import table_pages, tables
 from innerloop.sweeps.table_runs import run_all
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, PAGES = (
-    ROOT / "results",
-    tuple(ROOT / "docs" / name for name in ("results.md", "regression-results.md", "many-sources.md")),
-)
+RESULTS = ROOT / "results"
+PAGES = [path for path in sorted((ROOT / "docs").glob("*.md")) if "<!-- table: " in path.read_text(encoding="utf-8")]
 
 schemas.register()
 
@@ -116,6 +114,55 @@ def test_accuracies_are_percentages() -> None:
     assert table_pages.page_cell(row, "mean", "accuracy") == "97.07 ± .29"
     assert table_pages.page_cell(row, "difference", "accuracy") == "-.46 ± 1.02"
     assert table_pages.page_cell(row, "difference_over_seeds_ci95", "accuracy") == "± .72"
+
+
+FOLDED = tables.TableSpec(
+    "toy",
+    "data=sinusoid test.episodes=3",
+    {"maml": tables.TableRow("algo=maml"), "anil": tables.TableRow("algo=anil")},
+    "maml",
+    also=["unadapted", "rmse"],
+    folds=["data.fold=0", "data.fold=1"],
+)
+
+
+def folded_run(runs: Path, row: str, fold: int, values: list[float]) -> None:
+    """A finished run of FOLDED on one of its test sets, whose RMSE is twice its MAE."""
+    (runs / "toy").mkdir(exist_ok=True)
+    (job,) = (j for j in tables.jobs_of(FOLDED, runs, row) if f"data.fold={fold}" in j.overrides)
+    path = make_run(job.directory, row, 0, values, data__fold=fold)
+    (path / "overrides.yaml").write_text(yaml.safe_dump(list(job.overrides)))
+    results = json.loads((path / "results.json").read_text())
+    results |= {"train_seconds": 8.0, "parameters": 7, "peak_memory_mb": 300.0 + fold, "metric": "mae"}
+    results["test"] |= {"mae": {}, "by_step": [{"step": 0}, {"step": 1}]}
+    (path / "results.json").write_text(json.dumps(results))
+    lines = [f"{i},{step},{v},{2 * v}" for i, v in enumerate(values) for step, v in (("unadapted", v + 1), (1, v))]
+    (path / "test_episodes.csv").write_text("\n".join(["episode,step,mae,rmse", *lines]) + "\n")
+
+
+def test_a_table_over_several_test_sets_and_with_further_metrics(house: Path) -> None:
+    runs = house / "runs"
+    for row, values in (("maml", ([1.0, 2.0], [6.0])), ("anil", ([2.0, 4.0], [6.0]))):
+        for fold, part in enumerate(values):
+            folded_run(runs, row, fold, part)
+    maml, anil = table_pages.csv_rows(FOLDED, runs)
+    # Over the episodes of both: 1, 2, 6 and 2, 4, 6, whose differences are 1, 2, 0.
+    assert (maml["mean"], maml["also_unadapted"], maml["also_rmse"], maml["by_fold"]) == (3, 4, 6, "1.500 / 6.000")
+    assert maml["ci95"] == pytest.approx(1.96 * 7**0.5 / 3**0.5)
+    assert (anil["mean"], anil["difference"], anil["also_rmse"], anil["by_fold"]) == (4, 1, 8, "3.000 / 6.000")
+    assert anil["difference_ci95"] == pytest.approx(1.96 / 3**0.5)
+    assert (anil["test_episodes"], anil["peak_memory_mb"], anil["cpu_seconds_per_1000"]) == (3, 301, 400)
+    assert anil["command"] == (
+        "python train.py -m data=sinusoid test.episodes=3 algo=anil trainer.threads=1 logger=csv data.fold=0,1 seed=0"
+    )
+    table_pages.write_csv(house / "toy.csv", [maml, anil])
+    page = table_pages.markdown(FOLDED, house / "toy.csv")
+    assert "`python train.py -m data=sinusoid test.episodes=3 trainer.threads=1 logger=csv data.fold=0,1`" in page
+    assert "| `algo=anil` | 4.000 ± 2.263 | 3.000 / 6.000 | +1.000 ± 1.132 |" in page
+    assert "before adaptation | RMSE" in page
+    # Without the other test set a row is not finished.
+    (runs / "toy" / "anil_fold1_seed0" / "results.json").unlink()
+    assert table_pages.csv_rows(FOLDED, runs)[1]["mean"] == "not run"
 
 
 def test_without_runs_nothing_is_invented(house: Path) -> None:

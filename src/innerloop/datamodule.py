@@ -1,7 +1,7 @@
 """The one data module that all learners share. It draws episodes, each a pure function of (seed, split, index)."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +18,13 @@ class Draws(Protocol):
     """The part of a task family that the data module uses."""
 
     def draw(self, split: Split, rngs: list[np.random.Generator]) -> MetaBatch: ...
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """A task family that knows how many different tasks a split has: see `innerloop.tasks.base.Tasks.limit`."""
+
+    def limit(self, split: Split) -> int | None: ...
 
 
 class EpisodeStream(IterableDataset):
@@ -149,8 +156,14 @@ class EpisodeDataModule(LightningDataModule):
         """Return the episode of an index, a single task."""
         return tasks_of(self.meta_batch(split, [index]))[0]
 
+    def episodes_of(self, split: Split, wanted: int) -> int:
+        """Return the number of evaluated episodes: as many as wanted, but no task twice where tasks are limited."""
+        limit = self.tasks.limit(split) if isinstance(self.tasks, Limited) else None
+        return wanted if limit is None else min(wanted, limit)
+
     def _evaluation(self, split: Split, total: int) -> EpisodeLoader:
         rank, world = self._rank_and_world()
+        total = self.episodes_of(split, total)
         if total < world:
             raise InputError(f"{total} {split} episodes cannot be shared by {world} ranks")
         size = self.eval_meta_batches * self.meta_batch_size

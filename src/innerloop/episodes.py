@@ -87,6 +87,15 @@ def weights_of(net: nn.Module) -> Weights:
     return dict(net.named_parameters())
 
 
+def task_weights(net: nn.Module) -> Weights:
+    """Return the parameters of a net that a task may have its own of; the others are the same for all tasks.
+
+    They are those of the part that the net names in `task_part`, or all of them.
+    """
+    part = getattr(net, "task_part", None)
+    return {name: w for name, w in net.named_parameters() if part is None or name.startswith(f"{part}.")}
+
+
 def episode_rng(seed: int, split: Split, index: int) -> np.random.Generator:
     """Return the random stream of one episode: a pure function of (seed, split, index), distinct for distinct triples.
 
@@ -99,8 +108,8 @@ def episode_rng(seed: int, split: Split, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, SPLITS.index(split)], counter=[0, 0, index, 0]))
 
 
-def index_of(rng: np.random.Generator) -> int:
-    """Return the index of the episode whose random stream this is: see `episode_rng`."""
+def episode_index(rng: np.random.Generator) -> int:
+    """Return the index of the episode that a random stream was made for, whatever has been drawn from it since."""
     return int(rng.bit_generator.state["state"]["counter"][2])
 
 

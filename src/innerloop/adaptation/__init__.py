@@ -4,7 +4,7 @@ from innerloop.adaptation.adaptation import Adaptation, Chain, Identity
 from innerloop.adaptation.engine import Engine
 from innerloop.adaptation.generate import Generate, ZeroCode
 from innerloop.adaptation.gradient import GradientSteps
-from innerloop.adaptation.heads import PrototypeHead, RidgeHead, ZeroHead
+from innerloop.adaptation.heads import PrototypeHead, RidgeHead, RidgeStep, ZeroHead
 from innerloop.adaptation.latent import LatentSteps
 from innerloop.adaptation.mahalanobis import MahalanobisHead
 from innerloop.adaptation.per_step import PerStepNorms
@@ -21,6 +21,7 @@ __all__ = [
     "PerStepNorms",
     "PrototypeHead",
     "RidgeHead",
+    "RidgeStep",
     "ZeroCode",
     "ZeroHead",
 ]

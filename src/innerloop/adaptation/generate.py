@@ -18,7 +18,8 @@ class ZeroCode(nn.Module):
         self.code_size = size
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.zeros(self.code_size, dtype=x.dtype, device=x.device)
+        like = x if x.is_floating_point() else y  # items of ratings are numbered
+        return torch.zeros(self.code_size, dtype=like.dtype, device=x.device)
 
 
 class Generate(Adaptation):

@@ -10,7 +10,7 @@ from torch.func import grad
 
 from innerloop.adaptation.adaptation import Adaptation
 from innerloop.adaptation.recompute import recomputed
-from innerloop.episodes import InputError, Loss, Samples, Weights, with_weights
+from innerloop.episodes import InputError, Loss, Samples, Weights, task_weights, with_weights
 from innerloop.nets.fused import inside_transform
 
 LEARNED_RATES = ("parameter", "tensor", "tensor_step")
@@ -173,8 +173,8 @@ class GradientSteps(Adaptation):
 
         Raises InputError if there are none.
         """
-        frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
-        found = {name: w for name, w in self._part(weights).items() if name not in frozen}
+        free = {name for name, parameter in task_weights(net).items() if parameter.requires_grad}
+        found = {name: w for name, w in self._part(weights).items() if name in free}
         if not found:
             raise InputError("the inner loop has no weights to adapt: all of them are frozen (requires_grad=False)")
         return found

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from innerloop.adaptation.adaptation import Adaptation
 from innerloop.devices.precision import exact
-from innerloop.episodes import InputError, Samples, Weights, features
+from innerloop.episodes import InputError, Samples, Weights, apply, features, task_weights
 from innerloop.nets.set_encoder import encode_labels
 
 
@@ -112,3 +112,38 @@ class RidgeHead(Adaptation):
         gram = f @ f.T if wide else f.T @ f
         regular = gram + self.log_ridge.exp() * torch.eye(min(n, d), dtype=f.dtype, device=f.device)
         return f.T @ torch.linalg.solve(regular, y) if wide else torch.linalg.solve(regular, f.T @ y)
+
+
+class RidgeStep(Adaptation):
+    """The weights of a task in closed form: a ridge regression towards the weights that it starts from.
+
+    w = theta + argmin_d |f(x; theta + d) - y|^2 + lambda |d|^2, for a net that is affine in the weights d that a task
+    may have of its own, those of its head or `task_part` (Denevi et al., 2018). In a factor model of ratings it is the
+    fold-in of a new user. lambda is learned. ridge: its initial value, above zero.
+    Raises InputError for class ids.
+    """
+
+    def __init__(self, ridge: float = 1.0) -> None:
+        super().__init__()
+        if not ridge > 0:
+            raise InputError(f"ridge must be above zero, got {ridge}")
+        self.log_ridge = nn.Parameter(torch.tensor(float(ridge)).log())
+
+    def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
+        if not support.y.is_floating_point():
+            raise InputError(
+                "toward=theta is a regression to real targets, and these tasks have class ids: toward=zero"
+            )
+        names = [name for name in task_weights(net) if name.startswith("head.")]
+
+        def outputs(head: Weights) -> Tensor:
+            return apply(net, weights | head, support.x).flatten()
+
+        head = {name: weights[name] for name in names}
+        jacobian = torch.func.jacrev(outputs)(head)
+        f = exact(torch.cat([jacobian[name].flatten(1) for name in names], 1))
+        residual = exact(support.y.flatten() - outputs(head))
+        regular = f.T @ f + self.log_ridge.exp() * torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
+        found = torch.linalg.solve(regular, f.T @ residual).to(residual.dtype)
+        parts = found.split([weights[name].numel() for name in names])
+        return weights | {n: w + d.view_as(w) for (n, w), d in zip(head.items(), parts, strict=True)}

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from innerloop.adaptation import PrototypeHead, RidgeHead
-from innerloop.episodes import Loss, Metrics
+from innerloop.adaptation import PrototypeHead, RidgeHead, RidgeStep
+from innerloop.episodes import InputError, Loss, Metrics
 from innerloop.learners.learner import MetaLearner
 
 
@@ -22,10 +22,25 @@ class ProtoNet(MetaLearner):
 class R2D2(MetaLearner):
     """Ridge regression on learned features, differentiated through its solution (Bertinetto et al., 2019).
 
-    It takes class ids and real targets. ridge: see `RidgeHead`. The other keyword arguments: those of `OuterLoop`.
+    It takes class ids and real targets. ridge: see `RidgeHead`.
+    toward: what the penalty draws the head to: "zero", or "theta", the net's own head, for real targets (`RidgeStep`).
+        "auto" is theta for nets with a `task_part`, else zero.
+    The other keyword arguments: those of `OuterLoop`.
     """
 
     def __init__(
-        self, net: nn.Module, loss: Loss, metrics: Metrics | None = None, *, ridge: float = 1.0, **outer: Any
+        self,
+        net: nn.Module,
+        loss: Loss,
+        metrics: Metrics | None = None,
+        *,
+        ridge: float = 1.0,
+        toward: str = "auto",
+        **outer: Any,
     ) -> None:
-        super().__init__(net, loss, RidgeHead(ridge), metrics, **outer)
+        if toward == "auto":
+            toward = "theta" if hasattr(net, "task_part") else "zero"
+        heads = {"zero": RidgeHead, "theta": RidgeStep}
+        if toward not in heads:
+            raise InputError(f"unknown toward {toward!r}; choose one of {', '.join(heads)}")
+        super().__init__(net, loss, heads[toward](ridge), metrics, **outer)

@@ -10,7 +10,7 @@ from innerloop.adaptation import GradientSteps
 from innerloop.adaptation.engine import Outputs
 from innerloop.devices.precision import full_precision
 from innerloop.episodes import Episode, InputError, Loss, MetaBatch, Metrics, Samples, Weights, weights_of
-from innerloop.learners.inner_loop import DescentLoop
+from innerloop.learners.inner_loop import DescentLoop, refuse_shared_weights
 from innerloop.learners.keywords import flattened
 from innerloop.learners.learner import MetaLearner, with_gradient
 
@@ -53,6 +53,7 @@ class IMAML(MetaLearner):
             raise InputError(f"proximal must be above zero, got {proximal}")
         if cg_steps < 1:
             raise InputError(f"cg_steps must be above zero, got {cg_steps}")
+        refuse_shared_weights(net, "iMAML")
         steps = inner.gradient_steps(loss, ProximalSteps)
         steps.proximal = proximal
         super().__init__(net, loss, steps, metrics, **outer)

@@ -6,7 +6,18 @@ from typing import Any, TypeVar
 from torch import nn
 
 from innerloop.adaptation import Generate, GradientSteps, LatentSteps
-from innerloop.episodes import Loss, weights_of
+from innerloop.episodes import InputError, Loss, task_weights
+
+
+def refuse_shared_weights(net: nn.Module, learner: str) -> None:
+    """Raise InputError if a net has weights that all tasks share, for a learner that learns only what tasks adapt."""
+    shared = [name for name, _ in net.named_parameters() if name not in task_weights(net)]
+    if shared:
+        raise InputError(
+            f"{learner} learns only weights that a task adapts, and tasks share this net's {', '.join(shared)}: use "
+            "algo=maml, hypernet or hybrid"
+        )
+
 
 Steps = TypeVar("Steps", bound=GradientSteps)
 
@@ -61,7 +72,7 @@ class InnerLoop(DescentLoop):
             first_order=self.first_order,
             only=self.only,
             learn_lr=self.learn_lr,
-            weights=weights_of(net),
+            weights=task_weights(net),
             recompute=self.checkpoint_inner_steps,
         )
 

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from innerloop.adaptation import Generate, ZeroCode
-from innerloop.episodes import InputError, Loss, Metrics, weights_of
+from innerloop.episodes import InputError, Loss, Metrics, task_weights
 from innerloop.learners.hypernet import RelationLearner
 from innerloop.learners.inner_loop import LatentLoop
 from innerloop.learners.keywords import flattened
@@ -36,7 +36,7 @@ class CAVIA(MetaLearner):
     ) -> None:
         if context_size < 1:
             raise InputError(f"context_size must be above zero, got {context_size}")
-        theta = weights_of(net)
+        theta = task_weights(net)
         biases = [name for name in theta if name.endswith("bias")]
         names = [name for name in theta if ".norm." in name] if convolutional(net) else biases[:1]
         generator = Generator({name: theta[name].shape for name in names}, context_size, init="linear")

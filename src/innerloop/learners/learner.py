@@ -78,6 +78,7 @@ class MetaLearner(LightningModule):
                 raise InputError(f"freeze={outer.freeze}: this net has no such part")
             net.get_submodule(outer.freeze).requires_grad_(False)
         self.net, self.adaptation, self.outer = net, adaptation, outer
+        self._decayed()  # raises InputError early
         self.loss, self.metrics = loss, metrics or (lambda net, weights, samples: {"loss": loss(net, weights, samples)})
         compile = outer.compile is True
         self.engine = Engine(outer.engine, [net, adaptation], outer.chunk, compile, steady=self.steady)
@@ -247,7 +248,7 @@ class MetaLearner(LightningModule):
         each = schedules if isinstance(schedules, list) else [schedules]
         for optimizer, schedule, group in zip(optimizers, each, self.groups().values(), strict=True):
             assert isinstance(schedule, LambdaLR)
-            self.outer.set_rates(optimizer, schedule, group)
+            self.outer.set_rates(optimizer, schedule, group, self._decayed())
 
     def _find_parameters(self) -> None:
         # A walk over the modules takes a tenth of a small step, and optimizers keep their parameters anyway.
@@ -258,9 +259,13 @@ class MetaLearner(LightningModule):
         members = self._of_phases[phase.group]
         return [p for p in self._meta_parameters if p.requires_grad and id(p) in members]
 
+    def _decayed(self) -> set[int]:
+        return self.outer.decayed(self.net, self.parameters())
+
     def configure_optimizers(self) -> Any:
         self._find_parameters()
-        pairs = [self.outer.make_optimizer(group, self.trainer.max_steps) for group in self.groups().values()]
+        steps, decayed = self.trainer.max_steps, self._decayed()
+        pairs = [self.outer.make_optimizer(group, steps, decayed) for group in self.groups().values()]
         optimizers, schedules = zip(*pairs, strict=True)
         return list(optimizers), list(schedules)
 

@@ -1,7 +1,7 @@
 """The settings of the outer loop, which every learner has as keyword arguments, and the optimizers that follow."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ Group = Sequence[tuple[float, list[nn.Parameter]]]
 class OuterLoop:
     """outer_lr: rate of the outer optimizer ("adam", "adamw", "sgd"). weight_decay: of that optimizer.
 
+    decay_only: the part of the net that weight_decay acts on, such as "body"; None: all meta-parameters.
     schedule: of the rate, "constant", or "cosine" to zero over the trainer's max_steps.
     outer_clip: limit of the norm of the meta-gradient; None: no limit.
     accumulate: number of meta-batches that an outer update is averaged over.
@@ -48,6 +49,7 @@ class OuterLoop:
     outer_lr: float = 1e-3
     optimizer: str = "adam"
     weight_decay: float = 0.0
+    decay_only: str | None = None
     schedule: str = "constant"
     outer_clip: float | None = None
     accumulate: int = 1
@@ -77,8 +79,27 @@ class OuterLoop:
         if not 0 <= self.weight_decay < math.inf:
             raise InputError(f"weight_decay must be finite and not negative, got {self.weight_decay}")
 
-    def make_optimizer(self, group: Group, max_steps: int) -> tuple[Optimizer, LambdaLR]:
-        """Return the optimizer of a group of meta-parameters, and the schedule of its rate.
+    def decayed(self, net: nn.Module, parameters: Iterable[nn.Parameter]) -> set[int]:
+        """Return the ids of the meta-parameters that weight_decay acts on. Raises InputError if the net has no part."""
+        if self.decay_only is None:
+            return set(map(id, parameters))
+        found = {id(p) for name, p in net.named_parameters() if name.startswith(f"{self.decay_only}.")}
+        if not found:
+            names = ", ".join(name for name, _ in net.named_parameters())
+            raise InputError(f"decay_only={self.decay_only}: this net has no such part, only {names}")
+        return found
+
+    def split(self, group: Group, decayed: Collection[int]) -> list[tuple[float, float, list[nn.Parameter]]]:
+        """Return (rate, weight decay, meta-parameters) of each part of a group that has some."""
+        parts = []
+        for lr, parameters in group:
+            for decay, kept in ((self.weight_decay, True), (0.0, False)):
+                some = [p for p in parameters if (id(p) in decayed) is kept]
+                parts += [(lr, decay, some)] if some else []
+        return parts
+
+    def make_optimizer(self, group: Group, max_steps: int, decayed: Collection[int]) -> tuple[Optimizer, LambdaLR]:
+        """Return the optimizer of a group of meta-parameters, and the schedule of its rate. decayed: see `decayed`.
 
         Raises InputError if the schedule needs max_steps and it is not above zero.
         """
@@ -88,16 +109,19 @@ class OuterLoop:
         def factor(step: int) -> float:
             return 1.0 if self.schedule == "constant" else 0.5 * (1 + math.cos(math.pi * min(step / max_steps, 1)))
 
-        decay = {} if self.optimizer == "sgd" and not self.weight_decay else {"weight_decay": self.weight_decay}
-        groups = [{"params": parameters, "lr": lr} for lr, parameters in group if parameters]
+        groups = [
+            {"params": parameters, "lr": lr, "weight_decay": decay}
+            for lr, decay, parameters in self.split(group, decayed)
+        ]
         # One kernel for all tensors of a group: a third of the time, and the same numbers but for the last bits.
         fused = all(p.device.type in FUSED for _, parameters in group for p in parameters)
-        optimizer = OPTIMIZERS[self.optimizer](groups, lr=self.outer_lr, fused=fused or None, **decay)
+        optimizer = OPTIMIZERS[self.optimizer](groups, lr=self.outer_lr, fused=fused or None)
         return optimizer, LambdaLR(optimizer, factor)
 
-    def set_rates(self, optimizer: Any, schedule: LambdaLR, group: Group) -> None:
+    def set_rates(self, optimizer: Any, schedule: LambdaLR, group: Group, decayed: Collection[int]) -> None:
         """Set rates and weight decay of an optimizer and its schedule, at the step at which the schedule is."""
-        schedule.base_lrs = [lr for lr, parameters in group if parameters]
-        for settings, lr, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-            settings |= {"initial_lr": lr, "lr": lr * factor(schedule.last_epoch), "weight_decay": self.weight_decay}
+        parts = self.split(group, decayed)
+        schedule.base_lrs = [lr for lr, _, _ in parts]
+        for settings, (lr, decay, _), factor in zip(optimizer.param_groups, parts, schedule.lr_lambdas, strict=True):
+            settings |= {"initial_lr": lr, "lr": lr * factor(schedule.last_epoch), "weight_decay": decay}
         schedule._last_lr = [settings["lr"] for settings in optimizer.param_groups]

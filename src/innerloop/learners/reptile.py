@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from innerloop.adaptation import GradientSteps
 from innerloop.adaptation.engine import Outputs
 from innerloop.episodes import Episode, InputError, Loss, Metrics, Samples, weights_of
-from innerloop.learners.inner_loop import DescentLoop
+from innerloop.learners.inner_loop import DescentLoop, refuse_shared_weights
 from innerloop.learners.keywords import flattened
 from innerloop.learners.learner import MetaLearner, with_gradient
 
@@ -40,6 +40,7 @@ class Reptile(MetaLearner):
     ) -> None:
         if minibatches < 1:
             raise InputError(f"minibatches must be above zero, got {minibatches}")
+        refuse_shared_weights(net, "Reptile")
         super().__init__(net, loss, inner.gradient_steps(loss, GradientSteps), metrics, **outer)
         self.minibatches = minibatches
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from innerloop.adaptation import Generate
-from innerloop.episodes import InputError, weights_of
+from innerloop.episodes import InputError, task_weights
 from innerloop.nets import Generator, SetEncoder, convolutional
 
 WRITES = ("auto", "all", "head", "film", "head+film")
@@ -46,7 +46,7 @@ class TaskRelation:
         writes = self.writes
         if writes == "auto":
             writes = "head+film" if convolutional(net) else "all"
-        theta = weights_of(net)
+        theta = task_weights(net)
         parts = {"all": ("",), "head": ("head.",), "film": (".norm.",), "head+film": ("head.", ".norm.")}[writes]
         shapes = {name: w.shape for name, w in theta.items() if any(part in name for part in parts)}
         if not shapes:
@@ -54,8 +54,10 @@ class TaskRelation:
                 f"writes={writes}: this net has no such weights, only {', '.join(theta)}; nets for pictures have, such "
                 "as conv4 with data=glyphs"
             )
-        by_class = writes != "all"
-        size = net.feature_size if by_class else net.input_size
+        of_names = getattr(net, "reads_features", False)
+        by_class = writes != "all" and not of_names
+        reads_features = by_class or of_names
+        size = net.feature_size if reads_features else net.input_size
         if predictions:
             size += net.output_size  # type: ignore[operator]
         attention = self.encoder == "attention"
@@ -67,4 +69,4 @@ class TaskRelation:
         classes = net.output_size if by_class else None
         writer = Generator(shapes, self.width, classes, self.chunk_size, self.init)  # type: ignore[arg-type]
         residual = self.init == "zero"
-        return Generate(reader, writer, read_features=by_class, read_predictions=predictions, residual=residual)
+        return Generate(reader, writer, read_features=reads_features, read_predictions=predictions, residual=residual)

@@ -2,6 +2,7 @@
 
 from innerloop.nets.conv4 import Conv4, convolutional
 from innerloop.nets.dense import MLP, Linear
+from innerloop.nets.factors import Factors
 from innerloop.nets.generator import Generator
 from innerloop.nets.norm import BatchNorm, GroupNorm, LayerNorm
 from innerloop.nets.per_task_conv import Conv2d
@@ -14,6 +15,7 @@ __all__ = [
     "BatchNorm",
     "Conv2d",
     "Conv4",
+    "Factors",
     "Generator",
     "GroupNorm",
     "LayerNorm",

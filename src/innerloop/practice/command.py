@@ -17,6 +17,7 @@ from innerloop.practice.adapted import FALSE_ALARMS, Adapted, adapt
 from innerloop.practice.model_file import MODEL, load, model_bytes
 from innerloop.practice.output import check_out, csv_text, write_out
 from innerloop.practice.predictions import Predictions, shown
+from innerloop.practice.recommend import is_on_ratings, recommend_command
 from innerloop.practice.report import report
 from innerloop.practice.validation import Share
 from innerloop.runs.checks import MOST_THREADS
@@ -146,4 +147,8 @@ def adapt_command(cfg: Mapping[str, Any]) -> None:
     values = {name: value for name, value in cfg.items() if name not in ("traceback", "allow")}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left beside `out`
     with messages():
-        Settings(**values, allow=tuple(cfg["allow"])).do()
+        if is_on_ratings(values["run"], cfg["allow"]):
+            named = {name: values[name] for name in ("run", "support", "query", "out", "overwrite")}
+            recommend_command(**named, allow=tuple(cfg["allow"]))
+        else:
+            Settings(**values, allow=tuple(cfg["allow"])).do()

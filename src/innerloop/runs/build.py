@@ -63,9 +63,8 @@ def build(cfg: DictConfig, fit: Callable[[LabelledImages], LabelledImages] | Non
     allow = plain.get("allow", ())
     with explained("these tasks cannot be built"):
         tasks = make_tasks(data, allow, fit)
-    sizes = {"input_shape": tasks.input_shape, "output_size": tasks.output_size}
     with explained("this net cannot be built"):
-        net = make(plain["net"], "net", nn.Module, allow, **sizes)
+        net = make_net(plain["net"], tasks, allow)
     kwargs = {"net": net, "loss": tasks.loss, "metrics": tasks.metrics}
     drawn = tasks
     if getattr(target_of(plain["algo"], "algo", MetaLearner, allow), "pools", False):
@@ -136,6 +135,14 @@ def is_dense(learner: MetaLearner) -> bool:
     return learner.engine.resolve(torch.device("cpu")) == "vmap"
 
 
+def make_net(node: dict[str, Any], tasks: Tasks, allow: Sequence[str] = ()) -> nn.Module:
+    """Return the net of a `net` node, in the sizes of the tasks. Raises InputError if the net does not take these."""
+    known, sizes = parameters(target_of(node, "net", nn.Module, allow)), tasks.sizes()
+    if missing := [name for name in sizes if name not in known]:
+        raise InputError(f"net={node.get('name')} takes no {', '.join(missing)}, which these tasks have: {tasks.fits}")
+    return tasks.prepare(make(node, "net", nn.Module, allow, **sizes))
+
+
 def make_tasks(
     node: dict[str, Any],
     allow: Sequence[str] = (),
@@ -152,7 +159,7 @@ def make_tasks(
     family = target_of(node, "data", Tasks, allow)
     if issubclass(family, Mixture):
         return make_mixture(node, allow)
-    loader = loader_of(node, allow)
+    loader = loader_of(node, allow, dataset_of(family))
     loader_keys = set(parameters(loader)) if loader else set()
     known = {*parameters(family), *loader_keys, *DATA_MODULE_KEYS, "test_episodes"}
     for name in node:
@@ -194,24 +201,29 @@ def make_mixture(node: dict[str, Any], allow: Sequence[str] = ()) -> Tasks:
 
 def keys_of(node: dict[str, Any], allow: Sequence[str]) -> set[str]:
     """Return the keys that a `data` node may have: those of its loader, if it has one, and of its family."""
-    loader = loader_of(node, allow)
-    return {*parameters(target_of(node, "data", Tasks, allow)), *(parameters(loader) if loader else ())}
+    family = target_of(node, "data", Tasks, allow)
+    loader = loader_of(node, allow, dataset_of(family))
+    return {*parameters(family), *(parameters(loader) if loader else ())}
 
 
-def loader_of(node: dict[str, Any], allow: Sequence[str] = ()) -> Callable[..., LabelledImages] | None:
+def dataset_of(family: type) -> type:
+    """Return the class of a family's `dataset`; LabelledImages for a family without one."""
+    return parameters(family).get("dataset", (LabelledImages, None))[0]
+
+
+def loader_of(
+    node: dict[str, Any], allow: Sequence[str] = (), kind: type = LabelledImages
+) -> Callable[..., Any] | None:
     """Return the loader that a `data` node names in `dataset`, None if it names none.
 
-    A loader is a function that is annotated to return LabelledImages. Raises InputError for anything else, since a
-    configuration may be somebody else's.
+    A loader is a function that is annotated to return what the family's `dataset` is, such as LabelledImages. Raises
+    InputError for anything else, since a configuration may be somebody else's.
     """
     if "dataset" not in node:
         return None
     loader = locate(node["dataset"], "data.dataset", allow)
-    if (
-        not inspect.isfunction(loader)
-        or inspect.signature(loader, eval_str=True).return_annotation is not LabelledImages
-    ):
-        raise InputError(f"data.dataset={node['dataset']} is no function that returns LabelledImages")
+    if not inspect.isfunction(loader) or inspect.signature(loader, eval_str=True).return_annotation is not kind:
+        raise InputError(f"data.dataset={node['dataset']} is no function that returns {kind.__name__}")
     return loader
 
 

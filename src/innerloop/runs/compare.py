@@ -36,7 +36,7 @@ NEWER_KEYS: dict[str, Any] = {
 # Keys of a configuration that do not describe what was trained.
 RUN_KEYS = ("seed", "logger", "resume", "sweep", "debug", "traceback")
 
-TITLES = {"accuracy": "accuracy, %", "mse": "MSE", "loss": "loss"}
+TITLES = {"accuracy": "accuracy, %", "mse": "MSE", "mae": "MAE", "rmse": "RMSE", "ndcg": "nDCG@10", "loss": "loss"}
 """Metric -> its title in a table, with the unit."""
 
 
@@ -51,13 +51,17 @@ class FinishedRun:
 
     @property
     def metric(self) -> str:
-        return next(name for name in ("accuracy", "mse", "loss") if name in self.results["test"])
+        older = (name for name in ("accuracy", "mse", "loss") if name in self.results["test"])
+        return self.results.get("metric") or next(older)
 
-    def values(self, step: int | None = None) -> np.ndarray:
-        """Return the metric of each test episode (episodes,) after `step` inner steps; None: the reported number."""
+    def values(self, step: int | str | None = None, metric: str | None = None) -> np.ndarray:
+        """Return a metric of each test episode (episodes,) after `step` inner steps; None: the reported ones.
+
+        step: "unadapted" for before any adaptation.
+        """
         file = self.path / "test_episodes.csv"
         wanted = str(self.results["test"]["step"] if step is None else step)
-        return _test_values(file, file.stat().st_mtime_ns, self.metric, wanted)
+        return _test_values(file, file.stat().st_mtime_ns, metric or self.metric, wanted)
 
     def sources(self) -> np.ndarray:
         """Return the source of each test episode (episodes,); empty unless the run's tasks are a mixture."""
@@ -139,9 +143,9 @@ def t_ci95(values: np.ndarray) -> float:
     return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def per_episode(group: Sequence[FinishedRun], step: int | None = None) -> np.ndarray:
-    """Return the metric of each test episode (episodes,) after `step` inner steps, averaged over a group's seeds."""
-    return np.mean([run.values(step) for run in group], axis=0)
+def per_episode(group: Sequence[FinishedRun], step: int | str | None = None, metric: str | None = None) -> np.ndarray:
+    """Return a metric of each test episode (episodes,), averaged over a group's seeds: see `FinishedRun.values`."""
+    return np.mean([run.values(step, metric) for run in group], axis=0)
 
 
 def by_source(group: Sequence[FinishedRun], reference: Sequence[FinishedRun]) -> dict[str, dict[str, float | None]]:
@@ -232,7 +236,8 @@ def settings_of(overrides: Sequence[str]) -> str:
 def command_of(overrides: Sequence[str], seeds: Sequence[int], flags: Sequence[str] = ()) -> str:
     """Return the command that makes runs with these overrides: a sweep, if there are several seeds."""
     kept = [o for o in overrides if not o.startswith(("seed=", "hydra.run.dir="))]
-    flags = [*flags, "-m"] if len(seeds) > 1 else flags
+    swept = any(re.fullmatch(r"[\w.]+=\w+(,\w+)+", o) for o in kept)
+    flags = [*flags, "-m"] if len(seeds) > 1 or swept else flags
     return shlex.join(["python", "train.py", *flags, *kept, f"seed={','.join(map(str, seeds))}"])
 
 

@@ -167,6 +167,7 @@ def evaluate_run(cfg: DictConfig) -> None:
             "checkpoint": cfg.checkpoint,
             "adapt": cfg.adapt,
             **describe(cfg, parts.learner),
+            "metric": parts.tasks.metric,
             "validation": found.validation,
             "test": found.test,
         }

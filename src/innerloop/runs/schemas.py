@@ -198,7 +198,7 @@ NAME = r"\w[\w+-]*"
 
 def task_family(cfg: DictConfig) -> Any:
     """Return the class of a configuration's task family. This imports torch, unlike this module."""
-    return locate(cfg.data._target_, "data._target_", cfg.get("allow", ()))
+    return locate(cfg.data._target_, "data._target_", cfg.get("allow", ())).variant(cfg.data)  # type: ignore[attr-defined]
 
 
 def _mode(task_family: Any) -> str:

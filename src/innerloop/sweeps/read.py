@@ -25,7 +25,7 @@ from innerloop.sweeps.study import STUDY, Study, as_overrides, read_study
 
 RECORDS = (CONFIG, RESULTS, ERROR, PRUNED)
 NUMBERED = r"(\d+)(_|$)"
-METRICS = ("accuracy", "mse", "loss")
+METRICS = ("accuracy", "mse", "mae", "loss")
 
 # Overrides of a job that belong to the sweep.
 SWEEP_KEYS = ("sweep", "launcher", "resume")

@@ -22,7 +22,7 @@ from innerloop.runs.compare import (
     short,
     summary,
 )
-from innerloop.sweeps.tables import EVERY_RUN, TableSpec, finished
+from innerloop.sweeps.tables import EVERY_RUN, FoldedRun, TableSpec, finished
 from innerloop.sweeps.text import write_csv
 
 NOT_RUN = "not run"
@@ -31,6 +31,7 @@ NOT_RUN = "not run"
 SHOWN = {
     "mean": "",  # the metric's title
     "median": "median",
+    "by_fold": "of each test set",
     "difference": "paired difference",
     "difference_over_seeds_ci95": "over seeds",
     "seeds": "seeds",
@@ -112,6 +113,15 @@ def numbers(
         "mean": s["mean"] if group else NOT_RUN,
     }
     cells |= {name: s.get(name) for name in ("ci95", "median", "seed_spread", "test_step")}
+    for name in table.also:
+        known = (name, None) if name == "unadapted" else (None, name)
+        values = per_episode(group, *known) if group else None
+        cells |= {f"also_{name}": None if values is None else float(values.mean())}
+        cells |= {f"also_{name}_ci95": None if values is None else ci95(values)}
+    if table.folds:
+        parts = [run.parts for run in group if isinstance(run, FoldedRun)]
+        means = [per_episode(runs).mean() for runs in zip(*parts, strict=True)]
+        cells["by_fold"] = " / ".join(short(float(mean), group[0].metric) for mean in means) if group else None
     for step in table.curve:
         values = per_episode(group, step) if group and step < len(first["test"]["by_step"]) else None
         cells |= {f"after_{step}": None if values is None else float(values.mean())}
@@ -129,7 +139,18 @@ def numbers(
     cells["peak_memory_mb"] = max((run.results["peak_memory_mb"] for run in group), default=None)
     cells |= {"norm": norm_mode(first), "queries": first.get("queries")}
     cells |= {"test_episodes": first["test"]["episodes"] if group else None}
-    return cells | {"published": table.rows[row].published, "command": public_command(overrides, seeds)}
+    swept = (
+        [*overrides, *swept_folds(table)]
+        if not group
+        else [*(o for o in overrides if o not in table.folds), *swept_folds(table)]
+    )
+    return cells | {"published": table.rows[row].published, "command": public_command(swept, seeds)}
+
+
+def swept_folds(table: TableSpec) -> list[str]:
+    """Return the folds of a table as one override that sweeps over them, such as data.fold=0,1,2; none without."""
+    keys = [fold.partition("=")[::2] for fold in table.folds]
+    return [f"{keys[0][0]}={','.join(value for _, value in keys)}"] if keys else []
 
 
 def norm_mode(results: Mapping[str, Any]) -> str:
@@ -155,13 +176,17 @@ def markdown(table: TableSpec, path: Path) -> str:
     for name in rows[0]:
         if re.fullmatch(r"after_\d+|on_\w+", name) and f"{name}_ci95" in rows[0] and not name.endswith("_difference"):
             columns[name] = name.replace("_", " ", 1)
+        elif name.startswith("also_") and not name.endswith("_ci95"):
+            own = name.removeprefix("also_")
+            columns[name] = "before adaptation" if own == "unadapted" else TITLES.get(own, own)
     hoisted = [c for c in HOISTED if len({r[c] for r in run}) == 1 and run[0][c]]
-    names = [c for c in columns if c not in hoisted and any(r[c] for r in rows)]
+    names = [c for c in columns if c not in hoisted and any(r.get(c) for r in rows)]
     facts = [f"{columns[c]} {page_cell(run[0], c, metric)}" for c in hoisted]
     facts.append(f"differences to `{table.rows[table.reference].set}` on the same episodes, ± over those")
     if "difference_over_seeds_ci95" in names:
         facts.append("over seeds: the differences' t interval, seed by seed")
-    made = f"`python train.py {table.every} {' '.join(EVERY_RUN)}` and what the row says"
+    common = " ".join([table.every, *EVERY_RUN, *swept_folds(table)])
+    made = f"`python train.py {'-m ' * bool(table.folds)}{common}` and what the row says"
     made += f"; all by `python scripts/reproduce.py --only {table.name}`"
     lines = [[f"`{r['set']}`", *(page_cell(r, c, metric) for c in names)] for r in rows]
     return "\n".join([f"{'; '.join(facts)}: {made}", "", in_markdown([["", *(columns[c] for c in names)], *lines])])
@@ -172,7 +197,7 @@ def page_cell(row: Mapping[str, str], column: str, metric: str) -> str:
     value = row[column]
     if not value or value == NOT_RUN:
         return value
-    if column in ("mean", "median", "difference", "seed_spread") or column.startswith(("after_", "on_")):
+    if column in ("mean", "median", "difference", "seed_spread") or column.startswith(("after_", "also_", "on_")):
         shown = short(float(value), metric, signed=column.endswith("difference"))
         beside = row.get("ci95" if column == "mean" else f"{column}_ci95")
         shown = f"{shown} ± {short(float(beside), metric)}" if beside else shown

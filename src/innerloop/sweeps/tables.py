@@ -1,7 +1,8 @@
 """Tables of published numbers: which runs each row is made of.
 
 A table is a YAML file with the overrides of all its rows and those of each row. Every seed of a row is a run in a
-directory of its own, FOLDER/<table>/<row>_seed<seed>.
+directory of its own, FOLDER/<table>/<row>_seed<seed>; with several test sets there is one for each,
+FOLDER/<table>/<row>_fold<number>_seed<seed>.
 """
 
 import re
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from innerloop.errors import InputError
@@ -38,6 +40,9 @@ class TableSpec:
     """A table. every: overrides of every row. reference: the row that differences are taken to.
 
     curve: numbers of inner steps whose metric has a column of its own.
+    also: further metrics with a column, and "unadapted" for the metric before any adaptation.
+    folds: overrides, each of which makes another test set, such as data.fold=0. A row then has a run of every seed for
+        each of them, and its numbers are over the episodes of all.
     """
 
     name: str
@@ -45,6 +50,8 @@ class TableSpec:
     rows: Mapping[str, TableRow]
     reference: str
     curve: Sequence[int] = field(default_factory=list)
+    also: Sequence[str] = field(default_factory=list)
+    folds: Sequence[str] = field(default_factory=list)
 
     def overrides(self, row: str) -> list[str]:
         """Return the overrides of a row."""
@@ -128,19 +135,50 @@ def jobs_of(table: TableSpec, runs: Path, row: str, extra: Sequence[str] = ()) -
     data = next(o.partition("=")[2] for o in reversed(overrides) if o.startswith("data="))
     known = yaml.safe_load((CHECKOUT / "conf" / "data" / f"{data}.yaml").read_text())
     extra = [o for o in extra if not o.startswith(("data.root=", "data.roots.")) or re.split("[.=]", o)[1] in known]
+    folds = [(f"_fold{i}", [fold]) for i, fold in enumerate(table.folds)] or [("", [])]
     return [
         TableJob(
-            f"{table.name}/{row} seed {seed}",
-            runs / table.name / f"{row}_seed{seed}",
-            [*overrides, f"seed={seed}", *EVERY_RUN, *extra],
+            f"{table.name}/{row}{name} seed {seed}",
+            runs / table.name / f"{row}{name}_seed{seed}",
+            [*overrides, *fold, f"seed={seed}", *EVERY_RUN, *extra],
         )
         for seed in table.rows[row].seeds
+        for name, fold in folds
     ]
 
 
+@dataclass(frozen=True)
+class FoldedRun(FinishedRun):
+    """Finished runs of one seed on several test sets, as one run that was tested on all their episodes."""
+
+    parts: Sequence[FinishedRun] = ()
+
+    def values(self, step: int | str | None = None, metric: str | None = None) -> np.ndarray:
+        return np.concatenate([part.values(step, metric) for part in self.parts])
+
+    def episodes(self) -> dict[str, Any]:
+        return {f"{i} {key}": value for i, part in enumerate(self.parts) for key, value in part.episodes().items()}
+
+
+def folded(parts: Sequence[FinishedRun]) -> FoldedRun:
+    """Return runs on several test sets as one. Its times are means over the runs, its memory is the largest."""
+    first, results = parts[0], dict(parts[0].results)
+    results["test"] = results["test"] | {"episodes": sum(run.results["test"]["episodes"] for run in parts)}
+    for clock in ("train_cpu_seconds", "train_seconds"):
+        results[clock] = float(np.mean([run.results[clock] for run in parts]))
+    results["peak_memory_mb"] = max(run.results["peak_memory_mb"] for run in parts)
+    return FoldedRun(first.path, results, first.config, first.overrides, parts)
+
+
 def finished(table: TableSpec, runs: Path, row: str) -> list[FinishedRun]:
-    """Return the finished runs of a row. Raises InputError: see `TableJob.check`."""
-    jobs = [job for job in jobs_of(table, runs, row) if job.is_finished]
-    for job in jobs:
-        job.check()
-    return [read_run(job.directory) for job in jobs]
+    """Return the finished runs of a row, those of all folds as one. Raises InputError: see `TableJob.check`."""
+    jobs, found = jobs_of(table, runs, row), []
+    size = len(table.folds) or 1
+    for start in range(0, len(jobs), size):
+        parts = jobs[start : start + size]
+        if all(job.is_finished for job in parts):
+            for job in parts:
+                job.check()
+            each = [read_run(job.directory) for job in parts]
+            found.append(folded(each) if table.folds else each[0])
+    return found

@@ -1,18 +1,22 @@
 """Task families: distributions over episodes with a loss, metrics and, if it is known, the Bayes prediction."""
 
+from innerloop.tasks.arrays import ArrayTasks
 from innerloop.tasks.base import Classification, Regression, Tasks
 from innerloop.tasks.hyperplane import Hyperplane
 from innerloop.tasks.images import FewShotImages
 from innerloop.tasks.mixture import Mixture, RegressionMixture
 from innerloop.tasks.multimodal import Multimodal
+from innerloop.tasks.ratings import Ratings
 from innerloop.tasks.sinusoid import Sinusoid
 
 __all__ = [
+    "ArrayTasks",
     "Classification",
     "FewShotImages",
     "Hyperplane",
     "Mixture",
     "Multimodal",
+    "Ratings",
     "Regression",
     "RegressionMixture",
     "Sinusoid",

@@ -1,8 +1,8 @@
 """Base classes of task families. A family is a distribution over episodes with a loss and metrics."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ class Tasks(ABC):
 
     input_shape: shape of one x. output_size: number of outputs of the net for one x.
     metric: name of the metric that runs are compared by, one of the keys that `metrics` returns.
+    fits: what to advise whoever chooses a net that does not take the sizes of the tasks.
     varied_ways: True if some tasks may have only the first few of the `output_size` classes.
     splits: the splits that there are episodes of. A source of a mixture may lack some.
     """
@@ -25,6 +26,7 @@ class Tasks(ABC):
     output_size: int
     varied_ways: bool = False
     splits: Sequence[Split] = SPLITS
+    fits: ClassVar[str] = "choose a net of numbers, such as net=mlp"
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
 
@@ -43,6 +45,27 @@ class Tasks(ABC):
         has that property already, so that the net needs no other outputs.
         """
         return self, None
+
+    @classmethod
+    def variant(cls, settings: Mapping[str, Any]) -> "type[Tasks]":
+        """Return the class whose metric tasks of these settings, a `data` configuration, have; mostly this class."""
+        return cls
+
+    def sizes(self) -> dict[str, Any]:
+        """Return the keyword arguments of a net that follow from the tasks, so that nobody types them twice."""
+        return {"input_shape": self.input_shape, "output_size": self.output_size}
+
+    def prepare(self, net: nn.Module) -> nn.Module:
+        """Return a new net with what its own start asks to be taken from the training tasks; mostly that is nothing."""
+        return net
+
+    def limit(self, split: Split) -> int | None:
+        """Return the number of different tasks that an evaluation on a split has; None: as many as are drawn.
+
+        Such a family gives the episodes of the first indices of validation and test one task each, so that each task
+        counts once.
+        """
+        return None
 
     def class_names(self, split: Split) -> list[str]:
         """Return the names of the classes that a split's tasks are made of; none if tasks are not made of classes."""

@@ -15,8 +15,8 @@ from innerloop.episodes import (
     MetaBatch,
     Samples,
     Split,
+    episode_index,
     episode_rng,
-    index_of,
     stack,
     tasks_of,
 )
@@ -141,7 +141,7 @@ class Mixture(Classification):
     def sources(self, split: Split, rngs: Sequence[np.random.Generator]) -> list[str]:
         names = self.served[split]
         if split != "train":
-            return [names[index_of(rng) % len(names)] for rng in rngs]
+            return [names[episode_index(rng) % len(names)] for rng in rngs]
         return [names[int(np.searchsorted(self._edges, rng.random(), side="right"))] for rng in rngs]
 
     def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> MetaBatch:

@@ -14,9 +14,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
 INK, GREY = "#222222", "#8C8C8C"
 
-NAMES = {"mse": "mean squared error", "accuracy": "accuracy", "loss": "query loss"}
-UNITS = {"mse": "squared units of y", "accuracy": "fraction correct"}
-ERRORS = {"mse", "loss"}
+NAMES = {"mse": "mean squared error", "accuracy": "accuracy", "loss": "query loss", "mae": "mean absolute error"}
+UNITS = {"mse": "squared units of y", "accuracy": "fraction correct", "mae": "units of y"}
+ERRORS = {"mse", "mae", "rmse", "loss"}
 """Metrics that are better when lower."""
 
 Column = tuple[np.ndarray, np.ndarray]

@@ -62,14 +62,13 @@ def reference(counts: np.ndarray, rng: np.random.RandomState) -> tuple[int, int,
     """Ways, support images and the largest class's share of an episode, written down anew from REFERENCES' formulas."""
     ways = rng.randint(5, min(50, len(counts)) + 1)
     n = rng.permutation(counts)[:ways]
-    queries = min(10, *(x // 2 for x in n))
+    queries = min(10, (n // 2).min())
     r, beta = n - queries, 1 - rng.uniform()
-    size = min(500, sum(int(np.ceil(beta * min(100, x))) for x in r))
-    unnormalized = [x * np.exp(rng.uniform(np.log(0.5), np.log(2))) for x in n]
-    shots = [
-        min(int(np.floor(u / sum(unnormalized) * (size - ways))) + 1, x) for u, x in zip(unnormalized, r, strict=True)
-    ]
-    return ways, sum(shots), shots[int(n.argmax())] / sum(shots)
+    size = min(500, np.ceil(beta * np.where(r > 100, 100, r)).sum())
+    unnormalized = n * np.exp(np.log(0.5) + (np.log(2) - np.log(0.5)) * rng.uniform(size=ways))
+    wanted = 1 + (unnormalized / unnormalized.sum() * (size - ways)).astype(int)
+    shots = np.where(wanted < r, wanted, r)
+    return ways, int(shots.sum()), shots[n.argmax()] / shots.sum()
 
 
 def test_support_sizes_and_class_shares_of_uneven_classes_agree_with_the_formulas() -> None:
@@ -100,7 +99,7 @@ def test_the_ratio_of_two_shares_is_that_of_the_counts_times_two_log_uniform_wei
 
 def test_an_alphabet_is_drawn_first_and_then_its_characters() -> None:
     alphabets = [np.arange(0, 6), np.arange(6, 26), np.arange(26, 29), np.arange(29, 40)]
-    found = list(plans(Sampler(np.full(40, 20), groups=alphabets)))
+    found = list(plans(Sampler(np.full(40, 20), groups=alphabets), 6000))
     which = np.array([next(i for i, a in enumerate(alphabets) if p.classes[0] in a) for p in found])
     assert all(np.isin(p.classes, alphabets[i]).all() for p, i in zip(found, which, strict=True))
     assert stats.chisquare(np.bincount(which)[[0, 1, 3]]).pvalue > 1e-3, "each alphabet is as likely, whatever its size"

@@ -36,13 +36,16 @@ def compose_sources(cfg: DictConfig) -> None:
     if not isinstance(data, DictConfig) or not isinstance(data.get("sources"), ListConfig):
         return
     found: dict[str, Any] = {}
+    files: dict[str, dict[str, Any]] = {}
     for entry in list(OmegaConf.to_object(data.sources)):  # type: ignore[arg-type]
         name, own = _entry(entry)
         if name in found:
             raise InputError(f"data.sources: {name} is there twice: give one another name, {{NAME: {{data: {name}}}}}")
         own = dict(own)
-        file = own.pop("data", None) or data.get("of") or name
-        node = {k: v for k, v in _file(str(file)).items() if k not in (*OF_RUN, "name")}
+        file = str(own.pop("data", None) or data.get("of") or name)
+        if file not in files:  # ten sources may be one file
+            files[file] = {k: v for k, v in _file(file).items() if k not in (*OF_RUN, "name")}
+        node = files[file]
         if "sources" in node:
             raise InputError(f"data.sources: {file} is a mixture itself: name its sources instead")
         for key in own:

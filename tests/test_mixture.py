@@ -266,6 +266,7 @@ def test_roots_and_settings_reach_recorded_sources(folders: Path) -> None:
         (["data.sources=[glyphs,glyphs]"], "data.sources: glyphs is there twice"),
         (["data.sources=[]"], "name at least one source"),
         (["data.sources=[3]"], "data.sources: 3 is no name and no name with its settings"),
+        (["data.sources=['../x']"], "data.sources: ../x is no name: it has letters"),
         (["data.sources=[{a:{},b:{}}]"], "is no name and no name with its settings"),
         (["data.sources=[mixture]"], "mixture is a mixture itself"),
         (["data.sources=[{glyphs:{shot:1}}]"], "data.sources.glyphs.shot"),

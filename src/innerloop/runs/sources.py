@@ -4,6 +4,7 @@ Light: no torch here.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from innerloop.errors import InputError
+from innerloop.runs.schemas import NAME
 from innerloop.runs.signatures import unknown_key
 
 OF_MIXTURE = ("name", "_target_", "weights", "leave_out", "overlap")
@@ -39,6 +41,8 @@ def compose_sources(cfg: DictConfig) -> None:
     files: dict[str, dict[str, Any]] = {}
     for entry in list(OmegaConf.to_object(data.sources)):  # type: ignore[arg-type]
         name, own = _entry(entry)
+        if not re.fullmatch(NAME, name):
+            raise InputError(f"data.sources: {name} is no name: it has letters, digits, _, + and -, and no others")
         if name in found:
             raise InputError(f"data.sources: {name} is there twice: give one another name, {{NAME: {{data: {name}}}}}")
         own = dict(own)

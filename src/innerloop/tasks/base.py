@@ -18,12 +18,14 @@ class Tasks(ABC):
     input_shape: shape of one x. output_size: number of outputs of the net for one x.
     metric: name of the metric that runs are compared by, one of the keys that `metrics` returns.
     varied_ways: True if some tasks may have only the first few of the `output_size` classes.
+    ragged: True if episodes differ in their shapes, so that meta-batches are lists.
     splits: the splits that there are episodes of. A source of a mixture may lack some.
     """
 
     input_shape: tuple[int, ...]
     output_size: int
     varied_ways: bool = False
+    ragged: bool = False
     splits: Sequence[Split] = SPLITS
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]

@@ -9,6 +9,7 @@ from scipy import stats
 from test_few_shot_images import SPLIT_IDS, numbered, read
 
 from innerloop.datasets.images import LabelledImages
+from innerloop.datasets.omniglot import by_alphabet
 from innerloop.episodes import SPLITS, Episode, InputError, Split, episode_rng, tasks_of
 from innerloop.tasks.images import FewShotImages
 from innerloop.tasks.sampling import Limits, Plan, Sampler
@@ -124,6 +125,11 @@ def test_a_node_of_a_graph_gives_all_its_classes_or_fifty_of_them() -> None:
     assert members.max() == 103
     variance = len(large) * 0.5 * 0.5 * 100 / 99
     assert stats.chi2.sf(((counts - len(large) / 2) ** 2).sum() / variance, 99) > 1e-3
+
+
+def test_omniglots_groups_are_alphabets() -> None:
+    groups = by_alphabet(("A/1", "B/1", "A/2", "C/1", "B/2"), np.array([0, 1, 2, 4]))
+    assert [group.tolist() for group in groups] == [[0, 2], [1, 4]]
 
 
 # Episodes.

@@ -266,6 +266,7 @@ def test_roots_and_settings_reach_recorded_sources(folders: Path) -> None:
         (["data.sources=[glyphs,glyphs]"], "data.sources: glyphs is there twice"),
         (["data.sources=[]"], "name at least one source"),
         (["data.sources=[3]"], "data.sources: 3 is no name and no name with its settings"),
+        (["data.sources=['../x']"], "data.sources: ../x is no name: it has letters"),
         (["data.sources=[{a:{},b:{}}]"], "is no name and no name with its settings"),
         (["data.sources=[mixture]"], "mixture is a mixture itself"),
         (["data.sources=[{glyphs:{shot:1}}]"], "data.sources.glyphs.shot"),
@@ -287,16 +288,19 @@ def test_roots_and_settings_reach_recorded_sources(folders: Path) -> None:
         (["data.sources=[{a:{MINE,queries:4}}]", "data.leave_out=b"], "leave_out=b: choose one of the sources, a"),
     ],
 )
-def test_a_wrong_configuration_ends_in_one_line_before_any_work(
-    overrides: list[str], said: str, here: Here, tmp_path: Path, folders: Path
-) -> None:
+def test_a_wrong_configuration_ends_in_one_line(overrides: list[str], said: str, folders: Path) -> None:
     mine = f"data:folder,root:'{folders / 'mine'}'"
-    overrides = [o.replace("MINE", mine) for o in overrides]
-    status, err = here("train.py", "algo=protonet", "data=mixture", *overrides, *TINY, "logger=csv", "hydra.run.dir=r")
+    with pytest.raises(InputError) as error:
+        composed(*(o.replace("MINE", mine) for o in overrides))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_source_ends_a_command_before_any_work(here: Here, tmp_path: Path) -> None:
+    command = ["algo=protonet", "data=mixture", "data.sources=[leaves]", "logger=csv", "hydra.run.dir=r", *TINY]
+    status, err = here("train.py", *command)
     assert status == 1
-    lines = [line for line in err.splitlines() if line.startswith("train.py: ")]
-    assert len(lines) == 1
-    assert said in lines[0]
+    assert err.splitlines()[-1].startswith("train.py: source leaves: data=folder needs data.root: a folder or a zip")
     assert not (tmp_path / "r").exists()
 
 
@@ -345,10 +349,19 @@ def test_a_run_is_evaluated_with_one_left_out_and_resumed(run_dir: Path, here: H
     assert "data.leave_out=mine cannot be set in a run that has begun" in err
 
 
-def test_any_learner_trains_on_a_mixture(train: Any, folders: Path) -> None:
-    for algo in ("maml", "finetune"):
-        train(f"algo={algo}", "data=mixture", *two(folders), *TINY, "logger=csv", f"hydra.run.dir={algo}")
-        assert list(json.loads(Path(algo, "results.json").read_text())["test"]["sources"]) == ["mine", "yours"]
-    drawn = ["data.sampler=meta_dataset", "data.limits.max_support=40", "trainer.max_steps=2"]
-    train("algo=proto_maml", "data=mixture", *two(folders), *TINY, *drawn, "logger=csv", "hydra.run.dir=drawn")
-    assert json.loads(Path("drawn/results.json").read_text())["queries"] is None
+@pytest.mark.parametrize(
+    ("algo", "more"),
+    [("maml", []), ("finetune", []), ("proto_maml", ["data.sampler=meta_dataset", "data.limits.max_support=20"])],
+)
+def test_any_learner_trains_on_a_mixture(algo: str, more: list[str], train: Any, folders: Path) -> None:
+    limits = [
+        "data.limits.max_ways=6",
+        "net.width=4",
+        "algo.eval_inner_steps=1",
+        "trainer.max_steps=2",
+        "test.episodes=2",
+    ]
+    train(f"algo={algo}", "data=mixture", *two(folders, *more), *TINY, *limits, "logger=csv", f"hydra.run.dir={algo}")
+    results = json.loads(Path(algo, "results.json").read_text())
+    assert list(results["test"]["sources"]) == ["mine", "yours"]
+    assert results["queries"] == (None if more else 4)

@@ -9,6 +9,7 @@ from scipy import stats
 from test_few_shot_images import SPLIT_IDS, numbered, read
 
 from innerloop.datasets.images import LabelledImages
+from innerloop.datasets.omniglot import by_alphabet
 from innerloop.episodes import SPLITS, Episode, InputError, Split, episode_rng, tasks_of
 from innerloop.tasks.images import FewShotImages
 from innerloop.tasks.sampling import Limits, Plan, Sampler
@@ -62,14 +63,13 @@ def reference(counts: np.ndarray, rng: np.random.RandomState) -> tuple[int, int,
     """Ways, support images and the largest class's share of an episode, written down anew from REFERENCES' formulas."""
     ways = rng.randint(5, min(50, len(counts)) + 1)
     n = rng.permutation(counts)[:ways]
-    queries = min(10, *(x // 2 for x in n))
+    queries = min(10, (n // 2).min())
     r, beta = n - queries, 1 - rng.uniform()
-    size = min(500, sum(int(np.ceil(beta * min(100, x))) for x in r))
-    unnormalized = [x * np.exp(rng.uniform(np.log(0.5), np.log(2))) for x in n]
-    shots = [
-        min(int(np.floor(u / sum(unnormalized) * (size - ways))) + 1, x) for u, x in zip(unnormalized, r, strict=True)
-    ]
-    return ways, sum(shots), shots[int(n.argmax())] / sum(shots)
+    size = min(500, np.ceil(beta * np.where(r > 100, 100, r)).sum())
+    unnormalized = n * np.exp(np.log(0.5) + (np.log(2) - np.log(0.5)) * rng.uniform(size=ways))
+    wanted = 1 + (unnormalized / unnormalized.sum() * (size - ways)).astype(int)
+    shots = np.where(wanted < r, wanted, r)
+    return ways, int(shots.sum()), shots[n.argmax()] / shots.sum()
 
 
 def test_support_sizes_and_class_shares_of_uneven_classes_agree_with_the_formulas() -> None:
@@ -100,7 +100,7 @@ def test_the_ratio_of_two_shares_is_that_of_the_counts_times_two_log_uniform_wei
 
 def test_an_alphabet_is_drawn_first_and_then_its_characters() -> None:
     alphabets = [np.arange(0, 6), np.arange(6, 26), np.arange(26, 29), np.arange(29, 40)]
-    found = list(plans(Sampler(np.full(40, 20), groups=alphabets)))
+    found = list(plans(Sampler(np.full(40, 20), groups=alphabets), 6000))
     which = np.array([next(i for i, a in enumerate(alphabets) if p.classes[0] in a) for p in found])
     assert all(np.isin(p.classes, alphabets[i]).all() for p, i in zip(found, which, strict=True))
     assert stats.chisquare(np.bincount(which)[[0, 1, 3]]).pvalue > 1e-3, "each alphabet is as likely, whatever its size"
@@ -125,6 +125,11 @@ def test_a_node_of_a_graph_gives_all_its_classes_or_fifty_of_them() -> None:
     assert members.max() == 103
     variance = len(large) * 0.5 * 0.5 * 100 / 99
     assert stats.chi2.sf(((counts - len(large) / 2) ** 2).sum() / variance, 99) > 1e-3
+
+
+def test_omniglots_groups_are_alphabets() -> None:
+    groups = by_alphabet(("A/1", "B/1", "A/2", "C/1", "B/2"), np.array([0, 1, 2, 4]))
+    assert [group.tolist() for group in groups] == [[0, 2], [1, 4]]
 
 
 # Episodes.

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,22 +181,14 @@ def make_tasks(
 
 def make_mixture(node: dict[str, Any], allow: Sequence[str] = ()) -> Tasks:
     """Return the mixture of a `data` node: see `innerloop.runs.sources`. Its pictures are of one size and mode."""
+    nodes, size = source_nodes(node, lambda n: keys_of(n, allow)), node.get("size")
+    if size:
+        log.info("all pictures have %dx%d pixels, %s", size, size, "grey" if node["channels"] == 1 else "colour")
     sources: dict[str, Tasks] = {}
-    if node.get("size"):
-        mode = "grey" if node["channels"] == 1 else "colour"
-        log.info("all pictures have %dx%d pixels, %s", node["size"], node["size"], mode)
-    for name, own in source_nodes(node, lambda n: keys_of(n, allow)).items():
+    for name, own in nodes.items():
+        fit = partial(resized, size=size, channels=node["channels"], name=name) if size else None
         with of_source(name):
-
-            def fit(images: LabelledImages, name: str = name) -> LabelledImages:
-                return resized(images, node["size"], node["channels"], name)
-
-            sources[name] = make_tasks(
-                own,
-                allow,
-                fit if node.get("size") else None,
-                splits=splits_of(name, node.get("leave_out")),
-            )
+            sources[name] = make_tasks(own, allow, fit, splits=splits_of(name, node.get("leave_out")))
     return make(mixture_values(node), "data", Tasks, allow, sources=sources)
 
 

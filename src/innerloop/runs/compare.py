@@ -230,7 +230,7 @@ def in_columns(table: Sequence[Sequence[str]]) -> str:
 def settings_of(overrides: Sequence[str]) -> str:
     """Return the overrides that are settings, without the algorithm, the data, the seed and how the run was made."""
     apart = ("algo", "data", "data.root", "seed", "logger", "trainer.threads")
-    return " ".join(o for o in overrides if o.partition("=")[0] not in apart)
+    return " ".join(o for o in overrides if o.partition("=")[0] not in apart and not o.startswith("data.roots."))
 
 
 def command_of(overrides: Sequence[str], seeds: Sequence[int], flags: Sequence[str] = ()) -> str:

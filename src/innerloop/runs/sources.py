@@ -4,6 +4,7 @@ Light: no torch here.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from innerloop.errors import InputError
+from innerloop.runs.schemas import NAME
 from innerloop.runs.signatures import unknown_key
 
 OF_MIXTURE = ("name", "_target_", "weights", "leave_out", "overlap")
@@ -36,13 +38,18 @@ def compose_sources(cfg: DictConfig) -> None:
     if not isinstance(data, DictConfig) or not isinstance(data.get("sources"), ListConfig):
         return
     found: dict[str, Any] = {}
+    files: dict[str, dict[str, Any]] = {}
     for entry in list(OmegaConf.to_object(data.sources)):  # type: ignore[arg-type]
         name, own = _entry(entry)
+        if not re.fullmatch(NAME, name):
+            raise InputError(f"data.sources: {name} is no name: it has letters, digits, _, + and -, and no others")
         if name in found:
             raise InputError(f"data.sources: {name} is there twice: give one another name, {{NAME: {{data: {name}}}}}")
         own = dict(own)
-        file = own.pop("data", None) or data.get("of") or name
-        node = {k: v for k, v in _file(str(file)).items() if k not in (*OF_RUN, "name")}
+        file = str(own.pop("data", None) or data.get("of") or name)
+        if file not in files:  # ten sources may be one file
+            files[file] = {k: v for k, v in _file(file).items() if k not in (*OF_RUN, "name")}
+        node = files[file]
         if "sources" in node:
             raise InputError(f"data.sources: {file} is a mixture itself: name its sources instead")
         for key in own:

@@ -19,12 +19,14 @@ class Tasks(ABC):
     metric: name of the metric that runs are compared by, one of the keys that `metrics` returns.
     fits: what to advise whoever chooses a net that does not take the sizes of the tasks.
     varied_ways: True if some tasks may have only the first few of the `output_size` classes.
+    ragged: True if episodes differ in their shapes, so that meta-batches are lists.
     splits: the splits that there are episodes of. A source of a mixture may lack some.
     """
 
     input_shape: tuple[int, ...]
     output_size: int
     varied_ways: bool = False
+    ragged: bool = False
     splits: Sequence[Split] = SPLITS
     fits: ClassVar[str] = "choose a net of numbers, such as net=mlp"
     metric: ClassVar[str]

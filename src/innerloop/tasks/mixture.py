@@ -38,7 +38,8 @@ class Mixture(Classification):
     """A mixture of classification families: each episode comes from one source.
 
     In training the source is random. In validation and in the test the sources take turns, so that each has as many
-    episodes as the others. An episode is a function of (seed, split, index), as it is in every family.
+    episodes as the others. An episode is a function of (seed, split, index), as it is in every family; the streams must
+    be those of `episode_rng`.
 
     sources: name -> family. All have x of one shape. If their numbers of outputs differ, the net has the largest.
     weights: name -> how often a source is drawn in training, relative to the others; 1 for a source without one.
@@ -81,6 +82,7 @@ class Mixture(Classification):
             self._refuse_overlap()
         self._offsets: dict[str, int] = {}
         self._stacked = {split: self._same_shapes(split) for split in SPLITS}
+        self.ragged = not all(self._stacked.values())
 
     def _fit_together(self) -> None:
         """Set the sizes of the net. Raises InputError if the sources have none in common."""
@@ -134,9 +136,10 @@ class Mixture(Classification):
 
     def _same_shapes(self, split: Split) -> bool:
         """Return whether all episodes of a split have the same shapes, so that meta-batches are stacked."""
+        if any(self.families[name].ragged for name in self.served[split]):
+            return False
         drawn = [self.families[name].draw(split, [episode_rng(0, split, 0)]) for name in self.served[split]]
-        shapes = {tuple(t.shape for part in e for t in part) for e in drawn if isinstance(e, Episode)}
-        return len(shapes) == 1 and not any(isinstance(e, list) for e in drawn)
+        return len({tuple(t.shape for part in e for t in part) for e in drawn if isinstance(e, Episode)}) == 1
 
     def sources(self, split: Split, rngs: Sequence[np.random.Generator]) -> list[str]:
         names = self.served[split]

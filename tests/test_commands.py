@@ -258,7 +258,9 @@ REFUSED = {
 
 # Those with files of the user's are built in the tests of their loaders; net and tasks are those of glyphs.
 WITHOUT_FILES = sorted(
-    p.stem for p in (ROOT / "conf" / "data").glob("*.yaml") if "root" not in yaml.safe_load(p.read_text())
+    p.stem
+    for p in (ROOT / "conf" / "data").glob("*.yaml")
+    if not {"root", "roots"} & set(yaml.safe_load(p.read_text()))
 )
 
 

@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from innerloop.datamodule import EpisodeDataModule
+from innerloop.datasets import folder
 from innerloop.learners.keywords import flattened
 from innerloop.runs import schemas
 from innerloop.runs.build import DATA_MODULE_KEYS
@@ -28,7 +29,9 @@ from innerloop.runs.schemas import (
     WandbConfig,
 )
 from innerloop.runs.signatures import locate
+from innerloop.runs.sources import OF_SOURCES
 from innerloop.runs.tracking import TRACKERS
+from innerloop.tasks.images import FewShotImages
 
 schemas.register()
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,6 +115,9 @@ def unread(node: dict[str, Any], group: str) -> list[str]:
     of_module = [key for key in keys if group == "data" and key in DATA_MODULE_KEYS]
     targets = [locate(node[key], key) for key in ("dataset", "_target_") if key in node]
     found = without_effect(of_module, [EpisodeDataModule])
+    if "sources" in node:  # a mixture's other settings are those of its sources, whose families and loaders take them
+        targets += [FewShotImages, folder.load]
+        keys = [key for key in keys if key not in OF_SOURCES]
     return found + without_effect([key for key in keys if key not in of_module], targets)
 
 

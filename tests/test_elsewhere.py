@@ -87,7 +87,7 @@ def test_other_adaptations_of_one_run_agree_where_they_must(run: str, runs: Path
 
 
 def test_other_pictures_get_the_size_of_training_and_the_log_says_so(runs: Path, here: Here, tmp_path: Path) -> None:
-    pictures = write(tmp_path / "pictures", classes("ABCDEFGHIJKLMNO", each=4))
+    pictures = write(tmp_path / "pictures", classes("ABCDEFGHIJKLMNOPQRST", each=4))
     other = [
         "data=folder",
         f"data.root={pictures}",

@@ -21,7 +21,10 @@ from innerloop.sweeps import table_pages, tables
 from innerloop.sweeps.table_runs import run_all
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, PAGES = ROOT / "results", (ROOT / "docs" / "results.md", ROOT / "docs" / "regression-results.md")
+RESULTS, PAGES = (
+    ROOT / "results",
+    tuple(ROOT / "docs" / name for name in ("results.md", "regression-results.md", "many-sources.md")),
+)
 
 schemas.register()
 
@@ -196,10 +199,35 @@ def test_pages_say_what_the_csv_files_say() -> None:
     assert sorted(re.findall(r"<!-- table: (\S+) -->", "".join(pages))) == sorted(TABLES)
 
 
+def test_sources_have_columns_of_their_own(house: Path) -> None:
+    """Two sources in turns: a at episodes 0 and 2, b at 1 and 3."""
+    for row, values in (("maml", [1.0, 5.0, 3.0, 5.0]), ("fomaml", [2.0, 4.0, 6.0, 5.0])):
+        finished_run(house / "runs", row, 0, values)
+        path = house / "runs" / "toy" / f"{row}_seed0" / "test_episodes.csv"
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*rows[0], "source"])
+            writer.writeheader()
+            writer.writerows(r | {"source": "ab"[int(r["episode"]) % 2]} for r in rows)
+    assert write(house) == []
+    first, second, _ = table_of(house)
+    assert (float(first["on_a"]), first["on_a_difference"]) == (2.0, "")
+    assert (float(second["on_a"]), float(second["on_a_difference"])) == (4.0, 2.0)
+    # Values 2 and 6, differences 1 and 3.
+    assert float(second["on_a_ci95"]) == pytest.approx(1.96 * 2, rel=1e-5)
+    assert float(second["on_a_difference_ci95"]) == pytest.approx(1.96, rel=1e-5)
+    page = (house / "README.md").read_text()
+    assert "| on a | on b |" in page
+    assert "4.000 ± 3.920 (+2.000 ± 1.960)" in page
+
+
 def test_folders_go_to_data_that_have_them(tmp_path: Path) -> None:
     (job,) = tables.jobs_of(TABLE, tmp_path, "anil", ["data.root=x", "trainer.accelerator=cpu"])
     assert job.overrides[-1] == "trainer.accelerator=cpu"
     assert "data.root=x" not in job.overrides
+    assert "data.roots.a=x" not in tables.jobs_of(TABLE, tmp_path, "anil", ["data.roots.a=x"])[0].overrides
+    assert "data.roots.a=x" in tables.jobs_of(TABLES["mixture"], tmp_path, "protonet", ["data.roots.a=x"])[0].overrides
     assert "data.root=x" in tables.jobs_of(TABLES["omniglot_20w1s"], tmp_path, "maml", ["data.root=x"])[0].overrides
 
 

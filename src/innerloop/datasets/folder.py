@@ -157,7 +157,7 @@ def _report(source: Path, data: LabelledImages) -> LabelledImages:
     log.info(
         "%s: %d pictures of %d classes (%s); %s; %d to %d pictures a class, median %g",
         source,
-        len(data.images),
+        data.images.shape[0],
         len(set(data.classes)),
         names,
         ", ".join(f"{len(data.splits[split])} for {split}" for split in SPLITS),

@@ -36,7 +36,8 @@ class Pictures(Protocol):
 class LabelledImages:
     """Images of many classes, sorted by class, and the classes of each split.
 
-    images: (N, C, H, W) uint8, or `Pictures` of that shape. classes: name of each class. counts: (classes,) int64, number of images per class.
+    images: (N, C, H, W) uint8, or `Pictures` of that shape. classes: name of each class.
+    counts: (classes,) int64, number of images per class.
     first: (classes,) int64, index of each class's first image: class c is images[first[c] : first[c] + counts[c]].
     splits: class ids (int64) of each of the three splits. No class is in two of them.
     inverted: whether dark and light were exchanged when the pictures were read, so that ink is 255.
@@ -62,9 +63,10 @@ class LabelledImages:
                 f"images must be uint8 of shape (N, C, H, W), got {tuple(self.images.shape)}, {self.images.dtype}"
             )
         counts = np.asarray(self.counts, dtype=np.int64)
-        if counts.shape != (len(self.classes),) or (counts < 0).any() or counts.sum() != self.images.shape[0]:
+        total = self.images.shape[0]
+        if counts.shape != (len(self.classes),) or (counts < 0).any() or counts.sum() != total:
             raise InputError(
-                f"counts must be the numbers of images of {len(self.classes)} classes and sum to {self.images.shape[0]}, "
+                f"counts must be the numbers of images of {len(self.classes)} classes and sum to {total}, "
                 f"got {counts.size} numbers that sum to {counts.sum()}"
             )
         if set(self.splits) != set(SPLITS):
@@ -82,7 +84,9 @@ class LabelledImages:
     def take(self, indices: np.ndarray) -> np.ndarray:
         """Return the images of these indices (n,): (n, C, H, W) uint8."""
         # numpy and not torch, whose threads would wait for each other over these few bytes.
-        return self.images.numpy().take(indices, axis=0) if isinstance(self.images, Tensor) else self.images.take(indices)
+        return (
+            self.images.numpy().take(indices, axis=0) if isinstance(self.images, Tensor) else self.images.take(indices)
+        )
 
 
 def resized(data: LabelledImages, size: int, channels: int, name: str) -> LabelledImages:

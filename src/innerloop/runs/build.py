@@ -1,6 +1,7 @@
 """From a configuration to its parts: the task family, the learner and the data module."""
 
 import inspect
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from innerloop.runs.sources import compose_sources, mixture_values, of_source, s
 from innerloop.tasks.base import Tasks
 from innerloop.tasks.images import FewShotImages
 from innerloop.tasks.mixture import Mixture, splits_of
+
+log = logging.getLogger("innerloop")
 
 DATA_MODULE_KEYS = ("meta_batch_size", "num_workers")
 """Keys of `data` that are the data module's arguments. The others are the task family's or its data set's."""
@@ -81,12 +84,12 @@ def build(cfg: DictConfig, fit: Callable[[LabelledImages], LabelledImages] | Non
         **arguments(module_values, EpisodeDataModule, "data"),
     )
     if set(tasks.splits) != set(SPLITS):
-        raise InputError(f"data={data['name']} has tasks for {', '.join(tasks.splits)} only: it is a source of a mixture")
+        raise InputError(f"data={data['name']} has tasks for {', '.join(tasks.splits)} only: give it to a mixture")
     if tasks.varied_ways and not learner.adaptation.frees_ways:
         raise InputError(
             f"algo={plain['algo']['name']} has a fixed head of {tasks.output_size} ways: data.min_ways and "
-            "data.test_ways, and sampler=meta_dataset, need a learner that writes its head from the support set, such as protonet, r2d2, "
-            "proto_maml or cnaps, or hypernet and hybrid where algo.writes is head or head+film"
+            "data.test_ways, and sampler=meta_dataset, need a learner that writes its head from the support set, such "
+            "as protonet, r2d2, proto_maml or cnaps, or hypernet and hybrid where algo.writes is head or head+film"
         )
     try_out(learner, module)
     return Parts(tasks, learner, module)
@@ -160,6 +163,8 @@ def make_tasks(
     loader_values = {name: node[name] for name in node if name in loader_keys}
     family_values = {name: node[name] for name in node if name not in loader_keys and name != "dataset"}
     dataset = loader(**arguments(loader_values, loader, "data"))
+    if "splits" in kwargs:  # a source without classes for a split has no part in it
+        kwargs["splits"] = [split for split in kwargs["splits"] if len(dataset.splits[split])]
     kwargs["dataset"] = fit(dataset) if fit else dataset
     if str(family_values.get("backbone")).startswith("run:"):
         kwargs["backbone"] = backbone_of(family_values.pop("backbone"), allow)
@@ -169,6 +174,9 @@ def make_tasks(
 def make_mixture(node: dict[str, Any], allow: Sequence[str] = ()) -> Tasks:
     """Return the mixture of a `data` node: see `innerloop.runs.sources`. Its pictures are of one size and mode."""
     sources: dict[str, Tasks] = {}
+    if node.get("size"):
+        mode = "grey" if node["channels"] == 1 else "colour"
+        log.info("all pictures have %dx%d pixels, %s", node["size"], node["size"], mode)
     for name, own in source_nodes(node, lambda n: keys_of(n, allow)).items():
         with of_source(name):
 

@@ -25,11 +25,13 @@ from innerloop.runs.config import CONFIG
 from innerloop.runs.record import RESULTS
 
 # Keys of a data configuration that test episodes do not depend on, apart from their number and how a picture is seen.
-TRAINING_KEYS = ("augment", "meta_batch_size", "num_workers", "rotations", "test_episodes", "train_queries")
+TRAINING_KEYS = (
+    *("augment", "meta_batch_size", "num_workers", "overlap", "rotations", "test_episodes", "train_queries", "weights"),
+)
 SEEN_KEYS = ("backbone", "standardize", "size", "channels")
 # Keys that runs may lack because they are older, with the values that those runs had.
 NEWER_KEYS: dict[str, Any] = {
-    **{"class_level": None, "frequency": [1.0, 1.0], "split": "classes", "split_rule": "count"},
+    **{"class_level": None, "frequency": [1.0, 1.0], "sampler": "uniform", "split": "classes", "split_rule": "count"},
 }
 # Keys of a configuration that do not describe what was trained.
 RUN_KEYS = ("seed", "logger", "resume", "sweep", "debug", "traceback")
@@ -57,11 +59,18 @@ class FinishedRun:
         wanted = str(self.results["test"]["step"] if step is None else step)
         return _test_values(file, file.stat().st_mtime_ns, self.metric, wanted)
 
+    def sources(self) -> np.ndarray:
+        """Return the source of each test episode (episodes,); empty unless the run's tasks are a mixture."""
+        file = self.path / "test_episodes.csv"
+        return _test_sources(file, file.stat().st_mtime_ns)
+
     def episodes(self) -> dict[str, Any]:
         """Return key -> value of everything that decides the test episodes."""
         known = dict(self.config["data"])
         if (folders := known.pop("class_folders", None)) is not None:  # the older name
             known["class_level"] = 1 if folders == "outermost" else None
+        if known.get("sampler", "uniform") == "uniform":
+            known.pop("limits", None)
         if (ways := known.pop("test_ways", None)) is not None:
             known["ways"] = ways
         known = {k: v for k, v in known.items() if k not in NEWER_KEYS or v != NEWER_KEYS[k]}
@@ -75,6 +84,13 @@ def _test_values(path: Path, modified: int, metric: str, step: str) -> np.ndarra
     with path.open(newline="") as file:
         found = [(int(r["episode"]), float(r[metric])) for r in csv.DictReader(file) if r["step"] == step]
     return np.array([value for _, value in sorted(found)])
+
+
+@cache
+def _test_sources(path: Path, modified: int) -> np.ndarray:
+    with path.open(newline="") as file:
+        found = {int(r["episode"]): r["source"] for r in csv.DictReader(file) if r.get("source")}
+    return np.array([found[i] for i in sorted(found)])
 
 
 def read_run(path: Path) -> FinishedRun:
@@ -126,6 +142,23 @@ def t_ci95(values: np.ndarray) -> float:
 def per_episode(group: Sequence[FinishedRun], step: int | None = None) -> np.ndarray:
     """Return the metric of each test episode (episodes,) after `step` inner steps, averaged over a group's seeds."""
     return np.mean([run.values(step) for run in group], axis=0)
+
+
+def by_source(group: Sequence[FinishedRun], reference: Sequence[FinishedRun]) -> dict[str, dict[str, float | None]]:
+    """Return for each source of a group of runs its mean, interval and paired difference, in the reported metric.
+
+    reference: the group that the difference is taken to; None in place of it if it has no run or is the group itself.
+    """
+    sources, values = group[0].sources(), per_episode(group)
+    difference = values - per_episode(reference) if reference else np.zeros_like(values)
+    paired = bool(difference.any())
+    found: dict[str, dict[str, float | None]] = {}
+    for name in dict.fromkeys(sources.tolist()):
+        here = sources == name
+        entry: dict[str, float | None] = {"mean": float(values[here].mean()), "ci95": ci95(values[here])}
+        entry["difference"] = float(difference[here].mean()) if paired else None
+        found[name] = entry | {"difference_ci95": ci95(difference[here]) if paired else None}
+    return found
 
 
 @np.errstate(invalid="ignore")  # intervals and differences of diverged runs are NaN

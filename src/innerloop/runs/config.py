@@ -3,6 +3,7 @@
 Light: no torch here.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,32 @@ def register_run(run_dir: str | None) -> None:
     if "trainer" in kept:
         kept["trainer"] = {**kept["trainer"], "devices": 1, "strategy": "auto"}  # whatever devices trained it
     store.store(name="evaluated", node=OmegaConf.create(kept))
+
+
+PATHS = ("root", "cache")
+"""Keys of `data` that are paths."""
+
+
+def make_absolute(cfg: DictConfig) -> None:
+    """Make paths of the data absolute, so that a run may be resumed and evaluated from another working directory."""
+    if not isinstance(cfg.data, DictConfig):
+        return
+    sources = (cfg.data.get("sources") or {}).values()
+    for node in (cfg.data, *sources, *(source.get("own") or {} for source in sources)):
+        for name in PATHS:
+            if isinstance(value := node.get(name), str):
+                node[name] = absolute(value)
+    for name, value in (cfg.data.get("roots") or {}).items():
+        if isinstance(value, str):
+            cfg.data.roots[name] = absolute(value)
+    kind, colon, path = str(cfg.data.get("backbone")).partition(":")
+    if kind in ("file", "run") and colon:
+        cfg.data.backbone = f"{kind}:{absolute(path)}"
+
+
+def absolute(path: str) -> str:
+    """Return an absolute path, with ~ replaced by the user's home."""
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from innerloop.datasets.layouts import without_split
 from innerloop.devices.ranks import ranks
+from innerloop.episodes import Split, episode_rng
 from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
 from innerloop.runs.build import Parts, build, load_weights, try_out
@@ -26,7 +27,7 @@ from innerloop.runs.elsewhere import adapted_by, as_trained, check_adapt
 from innerloop.runs.keys import check_hydra
 from innerloop.runs.record import RESULTS, TRAINING_CLASSES, messages, write_config, write_json
 from innerloop.runs.report.figures import save_figures
-from innerloop.runs.report.results import closing_table, split_results, write_episodes
+from innerloop.runs.report.results import closing_table, source_results, split_results, write_episodes
 from innerloop.runs.schemas import EvaluateConfig
 from innerloop.runs.trainer import make_trainer
 from innerloop.tasks.base import Tasks
@@ -35,11 +36,15 @@ log = logging.getLogger("innerloop")
 
 
 class Evaluation(NamedTuple):
-    """validation, test: the entries of results.json. values: of the test, (episodes, 1 + K + 1, metrics)."""
+    """validation, test: the entries of results.json. values: of the test, (episodes, 1 + K + 1, metrics).
+
+    sources: the source of each test episode; empty unless the tasks are a mixture.
+    """
 
     validation: dict[str, Any]
     test: dict[str, Any]
     values: Tensor
+    sources: list[str]
 
 
 def evaluate(trainer: Trainer, parts: Parts, steps: str) -> Evaluation:
@@ -52,10 +57,19 @@ def evaluate(trainer: Trainer, parts: Parts, steps: str) -> Evaluation:
     trainer.validate(learner, parts.data, verbose=False)
     means = [entry["mean"] for entry in learner.last_curve[tasks.metric][1:]]
     step = best_step(means, tasks.higher_is_better) if steps == "validation" else len(means) - 1
-    validation = split_results(learner.last_curve, len(learner.curve.compute()), step)
+    validation, _, _ = results_of(parts, "validation", step)
     trainer.test(learner, parts.data, verbose=False)
-    values = learner.curve.compute()
-    return Evaluation(validation, split_results(learner.last_curve, len(values), step), values)
+    return Evaluation(validation, *results_of(parts, "test", step))
+
+
+def results_of(parts: Parts, split: Split, step: int) -> tuple[dict[str, Any], Tensor, list[str]]:
+    """Return of the split evaluated last its entry of results.json, the values and the source of each episode."""
+    learner, values = parts.learner, parts.learner.curve.compute()
+    sources = parts.tasks.sources(split, [episode_rng(parts.data.eval_seed, split, i) for i in range(len(values))])
+    entry = split_results(learner.last_curve, len(values), step)
+    if sources:
+        entry["sources"] = source_results(learner.curve.names, values, sources, step)
+    return entry, values, sources
 
 
 def warn_if_not_finite(found: Evaluation, metric: str) -> None:
@@ -108,7 +122,7 @@ def describe(cfg: DictConfig, learner: MetaLearner) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
         "norm": cfg.net.get("norm"),
         "transductive": learner.transductive,
-        "queries": cfg.data.get("queries"),
+        "queries": cfg.data.get("queries") if cfg.data.get("sampler", "uniform") == "uniform" else None,
     }
 
 
@@ -157,7 +171,7 @@ def evaluate_run(cfg: DictConfig) -> None:
             "test": found.test,
         }
         warn_if_not_finite(found, parts.tasks.metric)
-        write_episodes(out / "test_episodes.csv", parts.learner.curve.names, found.values)
+        write_episodes(out / "test_episodes.csv", parts.learner.curve.names, found.values, found.sources)
         save_figures(out, parts.tasks, parts.learner, parts.data, found.test)
         write_json(out / RESULTS, results)
         print(closing_table(results, parts.tasks.metric, out), flush=True)

@@ -12,7 +12,10 @@ from innerloop.runs.record import write_config
 
 # Keys that say what is trained, on what and from where. A run with other values is another run.
 FIXED = ("seed", "net", "algo.name", "algo._target_", "algo.optimizer", "algo.update", "data.name", "data._target_")
-FIXED_DATA = ("dataset", "ways", "size", "channels", "split", "split_rule", "train_fraction", "validation_fraction")
+FIXED_DATA = (
+    *("dataset", "ways", "size", "channels", "split", "split_rule", "train_fraction", "validation_fraction"),
+    *("sampler", "limits", "sources", "leave_out"),
+)
 """Keys of `data` that decide which classes a task is made of, and the shape of its tensors."""
 INITIAL = ("algo.ridge", "algo.init")
 """Keys that only set initial values of what is learned. A resumed run starts from the learned values."""

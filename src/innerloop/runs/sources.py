@@ -36,10 +36,10 @@ def compose_sources(cfg: DictConfig) -> None:
     if not isinstance(data, DictConfig) or not isinstance(data.get("sources"), ListConfig):
         return
     found: dict[str, Any] = {}
-    for entry in OmegaConf.to_container(data.sources):
+    for entry in list(OmegaConf.to_object(data.sources)):  # type: ignore[arg-type]
         name, own = _entry(entry)
         if name in found:
-            raise InputError(f"data.sources: {name} is there twice; give one a name of its own: {{NAME: {{data: {name}}}}}")
+            raise InputError(f"data.sources: {name} is there twice: give one another name, {{NAME: {{data: {name}}}}}")
         own = dict(own)
         file = own.pop("data", None) or data.get("of") or name
         node = {k: v for k, v in _file(str(file)).items() if k not in (*OF_RUN, "name")}
@@ -60,8 +60,7 @@ def _entry(entry: Any) -> tuple[str, Mapping[str, Any]]:
         ((name, own),) = entry.items()
         if isinstance(own, Mapping):
             return str(name), own
-    raise InputError(f"data.sources: {entry} is no source; an entry is a name, or one name with its settings: "
-                     "{leaves: {root: FOLDER}}")  # fmt: skip
+    raise InputError(f"data.sources: {entry} is no name and no name with its settings, as {{leaves: {{root: FOLDER}}}}")
 
 
 def _file(name: str) -> dict[str, Any]:
@@ -89,10 +88,13 @@ def source_nodes(node: Mapping[str, Any], keys_of: Callable[[dict[str, Any]], se
     if not isinstance(sources, Mapping) or not sources:
         raise InputError(f"data.sources={sources}: name at least one source, as [omniglot,glyphs]")
     if "root" in node and node["root"] is None:
-        raise InputError(f"data={node.get('name')} needs data.root=FOLDER, with a folder for each source: "
-                         f"{', '.join(sources)}")  # fmt: skip
+        folders = ", ".join(sources)
+        raise InputError(f"data={node.get('name')} needs data.root=FOLDER, with a folder for each source: {folders}")
     if node.get("standardize"):
         raise InputError("standardize is by the training classes of one data set, and a mixture has several: leave it")
+    size, channels = node.get("size"), node.get("channels")
+    if size is not None and (type(size) is not int or not 1 <= size <= 4096 or channels not in (1, 3)):
+        raise InputError(f"data.size={size} and data.channels={channels}: sizes are 1 to 4096, channels 1 or 3")
     for name, root in roots.items():
         if root is not None and name not in sources:
             raise InputError(f"data.roots.{name}: there is no such source; there are {', '.join(sources)}")

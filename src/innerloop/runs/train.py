@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +27,7 @@ from innerloop.runs.callbacks import Histograms, RunCheckpoint, SaveOnSignal, Se
 from innerloop.runs.checks import check
 from innerloop.runs.command import remove_empty
 from innerloop.runs.compilation import settle_compilation
-from innerloop.runs.config import CONFIG, OVERRIDES, begun_job_config, logger_settings, to_plain
+from innerloop.runs.config import CONFIG, OVERRIDES, begun_job_config, logger_settings, make_absolute, to_plain
 from innerloop.runs.evaluate import describe, evaluate, warn_if_not_finite
 from innerloop.runs.keys import check_hydra
 from innerloop.runs.locks import LOCK, locked
@@ -52,9 +51,6 @@ from innerloop.runs.trainer import check_extra, make_trainer
 from innerloop.tasks.base import Tasks
 
 log = logging.getLogger("innerloop")
-
-PATHS = ("root", "cache")
-"""Keys of `data` that are paths."""
 
 
 def train(cfg: DictConfig, name: Label | None = None, callbacks: Sequence[Callback] = ()) -> float:
@@ -145,18 +141,6 @@ def checked_config(cfg: DictConfig, run_dir: Path, resuming: bool) -> DictConfig
     check_loggers(logger_settings(cfg))
     check_launch(hydra.mode == RunMode.MULTIRUN, hydra.overrides.hydra, resuming)
     return cfg
-
-
-def make_absolute(cfg: DictConfig) -> None:
-    """Make paths of the data absolute, so that a run may be resumed and evaluated from another working directory."""
-    for name in PATHS:
-        value = cfg.data.get(name) if isinstance(cfg.data, DictConfig) else None
-        if isinstance(value, str):
-            cfg.data[name] = os.path.abspath(os.path.expanduser(value))
-    backbone = cfg.data.get("backbone") if isinstance(cfg.data, DictConfig) else None
-    kind, colon, path = str(backbone).partition(":")
-    if kind in ("file", "run") and colon:
-        cfg.data.backbone = f"{kind}:{os.path.abspath(os.path.expanduser(path))}"
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
@@ -273,7 +257,7 @@ def test_and_report(cfg: DictConfig, run_dir: Path, parts: Parts, trainer: Train
     if trainer.is_global_zero:
         warn_if_not_finite(found, parts.tasks.metric)
         names = learner.curve.names
-        write_episodes(run_dir / "test_episodes.csv", names, found.values)
+        write_episodes(run_dir / "test_episodes.csv", names, found.values, found.sources)
         figures = save_figures(run_dir, parts.tasks, learner, parts.data, found.test)
         rows = episode_rows(names, found.values, found.test["step"])
         for tracker in trackers(loggers):

@@ -12,6 +12,7 @@ from innerloop.errors import InputError
 from innerloop.runs.compare import (
     TITLES,
     FinishedRun,
+    by_source,
     ci95,
     command_of,
     in_markdown,
@@ -80,14 +81,23 @@ def csv_rows(table: TableSpec, runs: Path) -> list[dict[str, Any]]:
     Raises InputError if runs were tested on different episodes, or trained with other overrides than the row's.
     """
     groups = {row: finished(table, runs, row) for row in table.rows}
-    require_same_episodes([run for group in groups.values() for run in group])
-    return [numbers(table, row, group, groups[table.reference]) for row, group in groups.items()]
+    runs_of_all = [run for group in groups.values() for run in group]
+    require_same_episodes(runs_of_all)
+    sources = list(dict.fromkeys(runs_of_all[0].sources().tolist())) if runs_of_all else []
+    return [numbers(table, row, group, groups[table.reference], sources) for row, group in groups.items()]
 
 
 def numbers(
-    table: TableSpec, row: str, group: Sequence[FinishedRun], reference: Sequence[FinishedRun]
+    table: TableSpec,
+    row: str,
+    group: Sequence[FinishedRun],
+    reference: Sequence[FinishedRun],
+    sources: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return a row of a CSV file from its finished runs. reference: the finished runs that it is compared with."""
+    """Return a row of a CSV file from its finished runs.
+
+    reference: the finished runs that it is compared with. sources: of the test episodes, each of which gets columns.
+    """
     overrides = group[0].overrides if group else [*table.overrides(row), *EVERY_RUN]
     seeds = [run.results["seed"] for run in group] or table.rows[row].seeds
     s: dict[str, Any] = summary(group, reference) if group else {}
@@ -107,6 +117,11 @@ def numbers(
         cells |= {f"after_{step}": None if values is None else float(values.mean())}
         cells |= {f"after_{step}_ci95": None if values is None else ci95(values)}
     cells |= {name: s.get(name) for name in ("difference", "difference_ci95", "difference_over_seeds_ci95")}
+    own = by_source(group, reference) if group and sources else {}
+    for source in sources:
+        entry = own.get(source, {})
+        cells |= {f"on_{source}": entry.get("mean"), f"on_{source}_ci95": entry.get("ci95")}
+        cells |= {f"on_{source}_{name}": entry.get(name) for name in ("difference", "difference_ci95")}
     cells |= {"steps": first.get("steps"), "parameters": first.get("parameters")}
     for name, clock in (("cpu_seconds_per_1000", "train_cpu_seconds"), ("wall_seconds_per_1000", "train_seconds")):
         each = [1000 * run.results[clock] / run.results["steps"] for run in group if run.results["steps"]]
@@ -138,8 +153,8 @@ def markdown(table: TableSpec, path: Path) -> str:
     if metric != "mse":
         del columns["median"]
     for name in rows[0]:
-        if re.fullmatch(r"after_\d+", name):
-            columns[name] = name.replace("_", " ")
+        if re.fullmatch(r"after_\d+|on_\w+", name) and f"{name}_ci95" in rows[0] and not name.endswith("_difference"):
+            columns[name] = name.replace("_", " ", 1)
     hoisted = [c for c in HOISTED if len({r[c] for r in run}) == 1 and run[0][c]]
     names = [c for c in columns if c not in hoisted and any(r[c] for r in rows)]
     facts = [f"{columns[c]} {page_cell(run[0], c, metric)}" for c in hoisted]
@@ -157,10 +172,12 @@ def page_cell(row: Mapping[str, str], column: str, metric: str) -> str:
     value = row[column]
     if not value or value == NOT_RUN:
         return value
-    if column in ("mean", "median", "difference", "seed_spread") or column.startswith("after_"):
-        shown = short(float(value), metric, signed=column == "difference")
+    if column in ("mean", "median", "difference", "seed_spread") or column.startswith(("after_", "on_")):
+        shown = short(float(value), metric, signed=column.endswith("difference"))
         beside = row.get("ci95" if column == "mean" else f"{column}_ci95")
-        return f"{shown} ± {short(float(beside), metric)}" if beside else shown
+        shown = f"{shown} ± {short(float(beside), metric)}" if beside else shown
+        paired = page_cell(row, f"{column}_difference", metric) if row.get(f"{column}_difference") else ""
+        return f"{shown} ({paired})" if column.startswith("on_") and paired else shown
     if column in ("steps", "parameters", "test_episodes", "peak_memory_mb"):
         return f"{float(value):,.0f}"
     if column == "difference_over_seeds_ci95":

@@ -4,6 +4,7 @@ A table is a YAML file with the overrides of all its rows and those of each row.
 directory of its own, FOLDER/<table>/<row>_seed<seed>.
 """
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,12 +122,12 @@ def selected(tables: Mapping[str, TableSpec], only: Sequence[str]) -> dict[str, 
 def jobs_of(table: TableSpec, runs: Path, row: str, extra: Sequence[str] = ()) -> list[TableJob]:
     """Return the runs of a row, one per seed.
 
-    extra: overrides of every run. data.root is left out where the row's data have none.
+    extra: overrides of every run. data.root and data.roots.SOURCE are left out where the row's data have none.
     """
     overrides = table.overrides(row)
     data = next(o.partition("=")[2] for o in reversed(overrides) if o.startswith("data="))
     known = yaml.safe_load((CHECKOUT / "conf" / "data" / f"{data}.yaml").read_text())
-    extra = [o for o in extra if not o.startswith("data.root=") or "root" in known]
+    extra = [o for o in extra if not o.startswith(("data.root=", "data.roots.")) or re.split("[.=]", o)[1] in known]
     return [
         TableJob(
             f"{table.name}/{row} seed {seed}",

@@ -36,8 +36,9 @@ class FewShotImages(Classification):
     min_ways, min_shots: if given, the number of classes of an episode is uniform from min_ways to `ways`, and the
         number of support images per class is uniform from min_shots to `shots`, for each class separately if
         `unbalanced`. These are Meta-Dataset's varied tasks (Triantafillou et al., 2020, section 3.2) without their
-        dependence on class sizes. Queries stay balanced. Such an episode is a part of the full-size episode of the same
-        index, so that settings can be compared in pairs. Meta-batches are then lists of episodes.
+        dependence on class sizes, which sampler="meta_dataset" has. Queries stay balanced. Such an episode is a part of
+        the full-size episode of the same index, so that settings can be compared in pairs. Meta-batches are then lists
+        of episodes.
     backbone: a frozen net, or the name of one: see `innerloop.backbones.named`. Then x is (n, dimensions), its vectors,
         which are kept in the user's cache folder.
     standardize: of these vectors. True centres them by the mean of the training classes and gives them unit length;
@@ -105,7 +106,8 @@ class FewShotImages(Classification):
         self.classes = {split: self._usable(split, min_images or 1, drawn) for split in self.splits}
         self.samplers = {split: self._sampler(split, Limits.of(limits)) for split in self.splits if drawn}
         if self.samplers:
-            self.ways_of = {split: sampler.most_ways for split, sampler in self.samplers.items()}
+            # Whatever the data have, so that a net is evaluated on other data, too.
+            self.ways_of = dict.fromkeys(SPLITS, Limits.of(limits).max_ways)
             self.varied_ways = self.ragged = True
         self.backbone = backbone
         self.standard: Standard | None = None
@@ -178,11 +180,11 @@ class FewShotImages(Classification):
             self.dataset.first[c] + rng.choice(self.dataset.counts[c], shots + plan.queries, replace=False)
             for c, shots in zip(ids, plan.shots, strict=True)
         ]
-        support = [m[: len(m) - plan.queries] for m in members]
-        query = [m[len(m) - plan.queries :] for m in members]
+        parts = [[m[: len(m) - plan.queries] for m in members], [m[len(m) - plan.queries :] for m in members]]
+        sizes = [[len(m) for m in part] for part in parts]
         return [
-            (np.concatenate(part), *(np.repeat(values, list(map(len, part))) for values in (turns, labels)))
-            for part in (support, query)
+            (np.concatenate(part), np.repeat(turns, size), np.repeat(labels, size))
+            for part, size in zip(parts, sizes, strict=True)
         ]
 
     def _sampler(self, split: Split, limits: Limits) -> Sampler:

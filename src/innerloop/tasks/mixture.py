@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -48,7 +49,8 @@ class Mixture(Classification):
     Raises InputError for sources that do not fit together.
     """
 
-    kind: type[Tasks] = Classification
+    kind: ClassVar[Any] = Classification
+    """The base class of all sources, which has the loss and the metrics."""
 
     def __init__(
         self,

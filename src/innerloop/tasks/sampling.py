@@ -39,11 +39,12 @@ class Limits:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value, kind = getattr(self, f.name), type(f.default)
-            if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < 10**9:
-                raise InputError(f"data.limits.{f.name}={value} must be {'a number' if kind is float else 'an integer'}"
-                                 " above zero")  # fmt: skip
-        for low, high in (("min_ways", "max_ways"), ("min_weight", "max_weight"), ("max_ways", "max_support")):
+            value: Any = getattr(self, f.name)
+            number = isinstance(value, int) or (isinstance(value, float) and isinstance(f.default, float))
+            if isinstance(value, bool) or not number or not 0 < value < 10**9:
+                kind = "a number" if isinstance(f.default, float) else "an integer"
+                raise InputError(f"data.limits.{f.name}={value} must be {kind} above zero")
+        for low, high in (("min_ways", "max_ways"), ("min_weight", "max_weight")):
             if getattr(self, low) > getattr(self, high):
                 raise InputError(
                     f"data.limits.{low}={getattr(self, low)} must not exceed data.limits.{high}={getattr(self, high)}"
@@ -97,14 +98,18 @@ class Sampler:
         largest = limits.max_span if whole else len(counts)
         self.groups = [group for group in found if limits.min_ways <= len(group) <= largest]
         if not self.groups:
-            sizes = f"{len(counts)} classes" + (f", at most {max(map(len, found), default=0)} in a group" if groups else "")
+            in_group = f", at most {max(map(len, found), default=0)} in a group," if groups is not None else ""
             raise InputError(
                 f"sampler=meta_dataset draws at least data.limits.min_ways={limits.min_ways} classes, and {where} has "
-                f"{sizes} with at least two images: lower data.limits.min_ways, or add classes"
+                f"{len(counts)} classes{in_group} with at least two images: lower data.limits.min_ways, or add classes"
             )
-        if len(self.groups) < len(found):
-            log.info("%s: %d of %d groups of classes are too small or too large to draw from", where,
-                     len(found) - len(self.groups), len(found))  # fmt: skip
+        if self.most_ways > limits.max_support:
+            raise InputError(
+                f"data.limits.max_support={limits.max_support} must allow a support image of each of up to "
+                f"{self.most_ways} classes: raise it, or lower data.limits.max_ways"
+            )
+        if left_out := len(found) - len(self.groups):
+            log.info("%s: %d of %d groups of classes are too small or too large", where, left_out, len(found))
 
     @property
     def most_ways(self) -> int:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from innerloop.metrics import summarize
+
 Curve = Mapping[str, Sequence[dict[str, float]]]
 """Metric -> its statistics before adaptation and after 0, 1, …, K inner steps."""
 
@@ -28,6 +30,20 @@ def split_results(curve: Curve, episodes: int, step: int) -> dict[str, Any]:
     }
 
 
+def source_results(
+    names: Sequence[str], values: Tensor, sources: Sequence[str], step: int
+) -> dict[str, dict[str, Any]]:
+    """Return for each source the number of its episodes and its metrics after `step` inner steps.
+
+    values: (episodes, 1 + K + 1, metrics), the metrics in the order of `names`. sources: of each episode.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for source in dict.fromkeys(sources):
+        own = values[[i for i, name in enumerate(sources) if name == source], step + 1]
+        found[source] = {"episodes": len(own), **{name: summarize(own[:, i]) for i, name in enumerate(names)}}
+    return found
+
+
 def flatten(results: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return (name -> number, for a summary; a row of numbers for each inner step of the test)."""
     flat = {k: v for k, v in results.items() if not isinstance(v, Mapping)}
@@ -37,6 +53,8 @@ def flatten(results: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, 
                 flat[f"{split}/{name}"] = entry["mean"]
                 flat[f"{split}/{name}_ci95"] = entry["ci95"]
         flat[f"{split}/step"] = results[split]["step"]
+        for source, entry in results[split].get("sources", {}).items():
+            flat |= {f"{split}/{source}/{name}": e["mean"] for name, e in entry.items() if isinstance(e, Mapping)}
     rows = []
     for row in results["test"]["by_step"]:
         numbers = {k: v for k, v in row.items() if k != "step"}
@@ -79,6 +97,12 @@ def closing_table(results: Mapping[str, Any], metric: str, run_dir: Path) -> str
         mark = "  <- reported" if row.get("step") == test["step"] else ""
         cells = "".join(f" {_number(entry[name]):>9}" for name in ("mean", "ci95", "median"))
         lines.append(f"  {label:<18}{cells}{mark}")
+    if sources := test.get("sources"):
+        width = max(18, *map(len, sources))
+        lines.append(f"  {'source':<{width}}{metric:>10}{'± 95 %':>10}{'median':>10}{'episodes':>10}")
+        for name, entry in sources.items():
+            cells = "".join(f" {_number(entry[metric][part]):>9}" for part in ("mean", "ci95", "median"))
+            lines.append(f"  {name:<{width}}{cells}{entry['episodes']:>10}")
     return "\n".join(["", *lines, f"run directory: {run_dir}"])
 
 
@@ -91,17 +115,19 @@ def _conditions(results: Mapping[str, Any]) -> str:
     if results["norm"] is None:
         return ""
     transductive = " (transductive)" if results["transductive"] else ""
-    return f", norm: {results['norm']}{transductive}, {results['queries']} queries per class"
+    queries = f", {results['queries']} queries per class" if results["queries"] is not None else ""
+    return f", norm: {results['norm']}{transductive}{queries}"
 
 
-def write_episodes(path: Path, names: Sequence[str], values: Tensor) -> None:
+def write_episodes(path: Path, names: Sequence[str], values: Tensor, sources: Sequence[str] = ()) -> None:
     """Write a CSV row for each test episode and number of inner steps, so that runs can be compared in pairs.
 
-    values: (episodes, 1 + K + 1, metrics), the metrics in the order of `names`.
+    values: (episodes, 1 + K + 1, metrics), the metrics in the order of `names`. sources: of each episode, if there are.
     """
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["episode", "step", *names])
+        writer.writerow(["episode", "step", *names, *(["source"] if sources else [])])
         for episode, curve in enumerate(values.tolist()):
+            source = [sources[episode]] if sources else []
             for column, row in enumerate(curve):
-                writer.writerow([episode, "unadapted" if column == 0 else column - 1, *row])
+                writer.writerow([episode, "unadapted" if column == 0 else column - 1, *row, *source])

@@ -91,7 +91,6 @@ def test_other_pictures_get_the_size_of_training_and_the_log_says_so(runs: Path,
     other = [
         "data=folder",
         f"data.root={pictures}",
-        "data.ways=3",
         "data.queries=2",
         "data.size=40",
         "data.train_queries=2",

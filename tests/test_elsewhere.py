@@ -1,6 +1,7 @@
 """evaluate.py on other data and with other adaptations: reductions to the bit, other sizes, and what cannot be."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,17 @@ from innerloop.tasks import Sinusoid
 WAVES = ("data=sinusoid", *TINY, "logger=csv", "algo.inner_lr=0.02", "algo.inner_steps=2", "algo.eval_inner_steps=3")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_figures() -> Iterator[None]:
+    """Figures are most of the time of runs as small as these."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("train", "evaluate"):
+            patch.setattr(f"innerloop.runs.{module}.save_figures", lambda *_: {})
+        yield
+
+
 @pytest.fixture(scope="module")
-def runs(train: Any, glyphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(no_figures: None, train: Any, glyphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs that are hardly trained, on drawn characters and on sine waves."""
     root = tmp_path_factory.mktemp("trained")
     few = ("data=glyphs", f"data.cache={glyphs}", "net.width=4", "data.queries=3", "data.train_queries=2", *TINY)
@@ -59,7 +69,7 @@ def test_what_is_the_run_itself_repeats_it_to_the_bit(
     assert again["adapt"] == settings[0].removeprefix("adapt=")
 
 
-@pytest.mark.parametrize("run", ["simple_cnaps", "frozen"])
+@pytest.mark.parametrize("run", ["simple_cnaps", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_other_adaptations_of_one_run_agree_where_they_must(run: str, runs: Path, here: Here, tmp_path: Path) -> None:
     """No steps are class means or the trained head; a head that classifies by more than class means is another."""
     found: dict[str, Any] = {}
@@ -77,11 +87,10 @@ def test_other_adaptations_of_one_run_agree_where_they_must(run: str, runs: Path
 
 
 def test_other_pictures_get_the_size_of_training_and_the_log_says_so(runs: Path, here: Here, tmp_path: Path) -> None:
-    pictures = write(tmp_path / "pictures", classes("ABCDEFGHIJKLMNO", each=4))
+    pictures = write(tmp_path / "pictures", classes("ABCDEFGHIJKLMNOPQRST", each=4))
     other = [
         "data=folder",
         f"data.root={pictures}",
-        "data.ways=3",
         "data.queries=2",
         "data.size=40",
         "data.train_queries=2",

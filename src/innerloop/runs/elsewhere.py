@@ -25,7 +25,7 @@ def as_trained(cfg: DictConfig, trained: DictConfig) -> Callable[[LabelledImages
     cfg: the configuration of an evaluation on data other than those of the run's configuration, `trained`. If the run
     reads a backbone's vectors, this sets the backbone in cfg.
     """
-    if "dataset" not in cfg.data or "dataset" not in trained.data:
+    if "dataset" not in cfg.data:
         return None
     if backbone := trained.data.get("backbone"):
         if cfg.data.get("backbone") is None:

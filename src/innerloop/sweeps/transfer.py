@@ -203,7 +203,7 @@ def _numbers(cell: Cell, tests: Mapping[str, FinishedRun]) -> dict[str, Any]:
         difference = values - tests[name].values() if name in tests and cell.row != name else None
         row[key] = None if difference is None else float(difference.mean())
         row[f"{key}_ci95"] = None if difference is None else ci95(difference)
-        if difference is not None and worse * difference.mean() > ci95(difference) and cell.row != RAW:
+        if difference is not None and worse * difference.mean() > ci95(difference) and cell.row not in (RAW, RANDOM):
             negative.append(name)
     script = "evaluate.py" if cell.source else "train.py"
     public = [re.sub(r"^(run|data\.root|data\.cache)=.*", r"\1=FOLDER", o) for o in cell.job.overrides]
@@ -242,20 +242,21 @@ def heat_map(rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure, (ax,) = panels(1, 1, width=width, height=1.6 + 0.36 * len(names))
     ax.grid(visible=False)
     # Orange and purple, which differ in lightness and for all kinds of colour vision.
-    image = ax.imshow(gains, cmap=matplotlib.colormaps["PuOr"], vmin=-most, vmax=most, aspect="auto", alpha=0.75)
+    image = ax.imshow(gains, cmap=matplotlib.colormaps["PuOr"], vmin=-most, vmax=most, aspect="auto")
     for i, line in enumerate(lines[1:]):
         for j, text in enumerate(line[1:]):
             row = by_place.get((names[i], targets[j]))
             shown = text.replace(" (ceiling)", "").partition(" ± ")[0] if row else text
             shown += f" {NEGATIVE}" if row and row["negative"] else ""
-            ax.text(j, i, shown, ha="center", va="center", fontsize=9, color=INK)
+            ink = "white" if abs(gains[i, j]) > 0.6 * most else INK
+            ax.text(j, i, shown, ha="center", va="center", fontsize=9, color=ink)
             if row and row["ceiling"]:
                 ax.add_patch(
                     matplotlib.patches.Rectangle((j - 0.48, i - 0.44), 0.96, 0.88, fill=False, edgecolor=VERMILLION)
                 )
     ax.set_xticks(range(len(targets)), targets)
     ax.set_yticks(range(len(names)), names)
-    ax.set(title=f"Test {TITLES.get(metric, metric)}: {NEGATIVE} negative transfer, framed: trained on the target")
+    figure.suptitle(f"Test {TITLES.get(metric, metric)}. {NEGATIVE} negative transfer; framed: ceiling", fontsize=11)
     figure.colorbar(image, ax=ax, label=f"gain over {RAW}", pad=0.02)
     return figure
 

@@ -145,7 +145,7 @@ def test_a_ceiling_is_trained_on_the_same_tasks(target: str, data: dict[str, Any
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["RUN", "--to", "leafs"], "choose one of arrays, cifar_fs, "),
+        (["RUN", "--to", "leafs"], "choose one of arrays, "),
         (["RUN", "--to", "leaves size=28"], "size=28 is no value of the data"),
         (["RUN", "RUN", "--to", "leaves"], "several runs are protonet from omniglot, seed 0"),
         (["RUN", "--to", "leaves", "--tables-only"], "there is no finished test in"),

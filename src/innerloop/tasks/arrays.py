@@ -82,6 +82,9 @@ class ArrayTasks(Tasks):
             log.warning("%d of %d %s tasks are left out, without %s: %s", len(few), len(ids), split, need, named)
         return ids[enough]
 
+    def class_names(self, split: Split) -> list[str]:
+        return [self.dataset.tasks[task] for task in self.members[split]]
+
     def limit(self, split: Split) -> int | None:
         return None if split == "train" else len(self.members[split])
 

@@ -70,7 +70,10 @@ class Tasks(ABC):
         return None
 
     def class_names(self, split: Split) -> list[str]:
-        """Return the names of the classes that a split's tasks are made of; none if tasks are not made of classes."""
+        """Return the names of the classes, or users, that a split's tasks are made of; none if they are made of none.
+
+        An evaluation warns of those that were in training.
+        """
         return []
 
     def sources(self, split: Split, rngs: Sequence[np.random.Generator]) -> list[str]:

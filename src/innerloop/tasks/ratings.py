@@ -90,7 +90,8 @@ class Ratings(Tasks):
         return users
 
     def sizes(self) -> dict[str, object]:
-        return {"items": len(self.dataset.items), "mean": float(self.training_ratings()[2].mean())}
+        mean = self.dataset.rating[self._of_training_users()].mean(dtype=np.float64)
+        return {"items": len(self.dataset.items), "mean": float(mean)}
 
     def limit(self, split: Split) -> int | None:
         return None if split == "train" else len(self.users[split])
@@ -155,15 +156,18 @@ class Ratings(Tasks):
 
     def training_ratings(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return user, item and rating of all ratings of the training users, (n,) each, the users numbered from 0."""
-        data, users = self.dataset, self.users["train"]
-        chosen = np.zeros(len(data.counts), bool)
-        chosen[users] = True
-        places = np.flatnonzero(np.repeat(chosen, data.counts))
-        return (
-            np.repeat(np.arange(len(users)), data.counts[users]),
-            data.item[places],
-            data.rating[places].astype(float),
-        )
+        data, users, chosen = self.dataset, self.users["train"], self._of_training_users()
+        user = np.repeat(np.arange(len(users)), data.counts[users])
+        return user, data.item[chosen], data.rating[chosen].astype(float)
+
+    def _of_training_users(self) -> np.ndarray:
+        """Return whether each rating is of a training user, (n,)."""
+        chosen = np.zeros(len(self.dataset.users), bool)
+        chosen[self.users["train"]] = True
+        return np.repeat(chosen, self.dataset.counts)
+
+    def class_names(self, split: Split) -> list[str]:
+        return [self.dataset.users[user] for user in self.users[split]]
 
 
 def ndcg_at(top: int, scores: Tensor, ratings: Tensor, rated: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from innerloop.adaptation.adaptation import Adaptation
 from innerloop.adaptation.heads import classes_present, without_absent
-from innerloop.episodes import Samples, Weights, features
+from innerloop.episodes import Observation, Samples, Weights, features
 from innerloop.nets.generator import Generator
 from innerloop.nets.set_encoder import SetEncoder
 
@@ -29,6 +29,7 @@ class Generate(Adaptation):
     read_features: the encoder reads the features of x by the net's own body under theta, not x itself (CNAPs, Requeima
         et al., 2019). For images.
     residual: add the written weights to theta. False: they replace theta, w = g(S; phi).
+    observation: what the encoder reads of the task under theta. None: its samples.
 
     If there is one code per class, the codes of classes that are not in the support set have no influence, and a head
     that is written has no outputs for these classes.
@@ -41,10 +42,11 @@ class Generate(Adaptation):
         *,
         read_features: bool = False,
         residual: bool = True,
+        observation: Observation | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.generator = encoder, generator
-        self.read_features, self.residual = read_features, residual
+        self.read_features, self.residual, self.observation = read_features, residual, observation
 
     @property
     def frees_ways(self) -> bool:
@@ -55,6 +57,8 @@ class Generate(Adaptation):
 
     def code(self, net: nn.Module, weights: Weights, support: Samples) -> Tensor:
         """Return the code of the support set, (code_size,), or one code per class, (classes, code_size)."""
+        if self.observation is not None:
+            support = self.observation.read(net, weights, support)
         x = features(net, weights, support.x) if self.read_features else support.x
         return self.encoder(x, support.y)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from innerloop.adaptation import Generate
-from innerloop.episodes import InputError, weights_of
+from innerloop.episodes import InputError, Observation, weights_of
 from innerloop.nets import Generator, SetEncoder, convolutional
 
 WRITES = ("auto", "all", "head", "film", "head+film")
@@ -38,8 +38,12 @@ class TaskRelation:
         if self.width < 2:  # a norm of one number is a constant
             raise InputError(f"width must be above one, got {self.width}")
 
-    def model(self, net: nn.Module) -> Generate:
-        """Return the model for a net, w = theta + g(S; phi). Raises InputError if the net has no such weights."""
+    def model(self, net: nn.Module, observation: Observation | None = None) -> Generate:
+        """Return the model for a net, w = theta + g(S; phi).
+
+        observation: what it reads of a task, see `Generate`. Raises InputError if the net has no such weights, and if
+        it is to read one code per class where there are none.
+        """
         writes = self.writes
         if writes == "auto":
             writes = "head+film" if convolutional(net) else "all"
@@ -52,13 +56,17 @@ class TaskRelation:
                 "as conv4 with data=glyphs"
             )
         by_class = writes != "all"
+        if by_class and observation is not None:
+            raise InputError(f"writes={writes} reads class ids, and in these tasks one acts: use writes=all")
         size = net.feature_size if by_class else net.input_size
+        x_size, y_size = (size, net.output_size) if observation is None else observation[1:]
         attention = self.encoder == "attention"
-        reader = SetEncoder(size, net.output_size, self.width, attention, by_class)  # type: ignore[arg-type]
+        reader = SetEncoder(x_size, y_size, self.width, attention, by_class)  # type: ignore[arg-type]
         if self.init == "hyperfan_in":
             # It assumes code entries of unit variance, and the ReLUs before the last layer halve their power.
             nn.init.kaiming_normal_(reader.read[-1].weight, nonlinearity="relu")  # type: ignore[arg-type]
             nn.init.zeros_(reader.read[-1].bias)  # type: ignore[arg-type]
         classes = net.output_size if by_class else None
         writer = Generator(shapes, self.width, classes, self.chunk_size, self.init)  # type: ignore[arg-type]
-        return Generate(reader, writer, read_features=by_class, residual=self.init == "zero")
+        residual = self.init == "zero"
+        return Generate(reader, writer, read_features=by_class, residual=residual, observation=observation)

@@ -5,14 +5,17 @@ from innerloop.nets.dense import MLP, Linear
 from innerloop.nets.generator import Generator
 from innerloop.nets.norm import BatchNorm, GroupNorm, LayerNorm
 from innerloop.nets.per_task_conv import Conv2d
+from innerloop.nets.policy import CategoricalPolicy, GaussianPolicy
 from innerloop.nets.resnet12 import ResNet12
 from innerloop.nets.set_encoder import SetEncoder
 
 __all__ = [
     "MLP",
     "BatchNorm",
+    "CategoricalPolicy",
     "Conv2d",
     "Conv4",
+    "GaussianPolicy",
     "Generator",
     "GroupNorm",
     "LayerNorm",

@@ -58,8 +58,11 @@ def build(cfg: DictConfig) -> Parts:
         net = make(plain["net"], "net", nn.Module, allow, **sizes)
     kwargs = {"net": net, "loss": tasks.loss, "metrics": tasks.metrics}
     drawn = tasks
-    if getattr(target_of(plain["algo"], "algo", MetaLearner, allow), "pools", False):
+    algorithm = target_of(plain["algo"], "algo", MetaLearner, allow)
+    if getattr(algorithm, "pools", False):
         drawn, kwargs["training_outputs"] = tasks.pooled()
+    if tasks.observation is not None and "observation" in parameters(algorithm):
+        kwargs["observation"] = tasks.observation
     with explained("this algorithm cannot be built on this net"):
         learner = make(plain["algo"], "algo", MetaLearner, allow, **kwargs)
     module = EpisodeDataModule(

@@ -23,6 +23,7 @@ from scipy import stats
 from innerloop.errors import InputError
 from innerloop.runs.config import CONFIG
 from innerloop.runs.record import RESULTS
+from innerloop.runs.report.style import METRICS
 
 # Keys of a data configuration that test episodes do not depend on, apart from their number and how a picture is seen.
 TRAINING_KEYS = ("augment", "meta_batch_size", "num_workers", "rotations", "test_episodes", "train_queries")
@@ -47,7 +48,8 @@ class FinishedRun:
 
     @property
     def metric(self) -> str:
-        return next(name for name in ("accuracy", "mse", "loss") if name in self.results["test"])
+        older = (name for name in METRICS if name in self.results["test"])
+        return self.results.get("metric") or next(older)
 
     def values(self, step: int | None = None) -> np.ndarray:
         """Return the metric of each test episode (episodes,) after `step` inner steps; None: the reported number."""

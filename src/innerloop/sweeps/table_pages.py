@@ -102,6 +102,7 @@ def numbers(
         "mean": s["mean"] if group else NOT_RUN,
     }
     cells |= {name: s.get(name) for name in ("ci95", "median", "seed_spread", "test_step")}
+    cells |= {name: first["test"][name]["mean"] if group else None for name in table.beside}
     for step in table.curve:
         values = per_episode(group, step) if group and step < len(first["test"]["by_step"]) else None
         cells |= {f"after_{step}": None if values is None else float(values.mean())}
@@ -134,7 +135,7 @@ def markdown(table: TableSpec, path: Path) -> str:
         rows = list(csv.DictReader(file))
     metric = next((r["metric"] for r in rows if r["metric"]), "metric")
     run = [r for r in rows if r["mean"] != NOT_RUN]
-    columns = SHOWN | {"mean": TITLES.get(metric, metric)}
+    columns = SHOWN | {"mean": TITLES.get(metric, metric)} | {name: name for name in table.beside}
     if metric != "mse":
         del columns["median"]
     for name in rows[0]:
@@ -157,6 +158,8 @@ def page_cell(row: Mapping[str, str], column: str, metric: str) -> str:
     value = row[column]
     if not value or value == NOT_RUN:
         return value
+    if column not in SHOWN and not column.startswith("after_"):
+        return short(float(value), metric)
     if column in ("mean", "median", "difference", "seed_spread") or column.startswith("after_"):
         shown = short(float(value), metric, signed=column == "difference")
         beside = row.get("ci95" if column == "mean" else f"{column}_ci95")

@@ -36,7 +36,7 @@ class TableRow:
 class TableSpec:
     """A table. every: overrides of every row. reference: the row that differences are taken to.
 
-    curve: numbers of inner steps whose metric has a column of its own.
+    curve: numbers of inner steps whose metric has a column of its own. beside: other metrics of the test with a column.
     """
 
     name: str
@@ -44,6 +44,7 @@ class TableSpec:
     rows: Mapping[str, TableRow]
     reference: str
     curve: Sequence[int] = field(default_factory=list)
+    beside: Sequence[str] = ()
 
     def overrides(self, row: str) -> list[str]:
         """Return the overrides of a row."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from innerloop.episodes import InputError, MetaBatch, Samples, Split, Weights, apply
+from innerloop.episodes import InputError, MetaBatch, Observation, Samples, Split, Weights, apply
 
 
 class Tasks(ABC):
@@ -17,6 +17,7 @@ class Tasks(ABC):
 
     input_shape: shape of one x. output_size: number of outputs of the net for one x.
     metric: name of the metric that runs are compared by, one of the keys that `metrics` returns.
+    beside: names of the metrics that no policy changes, such as an oracle's, which stand beside it.
     varied_ways: True if some tasks may have only the first few of the `output_size` classes.
     """
 
@@ -25,6 +26,7 @@ class Tasks(ABC):
     varied_ways: bool = False
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
+    beside: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
     def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> MetaBatch:
@@ -41,6 +43,11 @@ class Tasks(ABC):
         has that property already, so that the net needs no other outputs.
         """
         return self, None
+
+    @property
+    def observation(self) -> Observation | None:
+        """What a hypernetwork reads of a task. None: the samples themselves, as in all supervised families."""
+        return None
 
     def class_names(self, split: Split) -> list[str]:
         """Return the names of the classes that a split's tasks are made of; none if tasks are not made of classes."""

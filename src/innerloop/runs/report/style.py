@@ -14,9 +14,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
 INK, GREY = "#222222", "#8C8C8C"
 
-NAMES = {"mse": "mean squared error", "accuracy": "accuracy", "loss": "query loss"}
-UNITS = {"mse": "squared units of y", "accuracy": "fraction correct"}
-ERRORS = {"mse", "loss"}
+METRICS = ("accuracy", "mse", "regret", "return", "loss")
+"""Metrics of task families. A run without the record of its own has the first of these that it reports."""
+NAMES = {"mse": "mean squared error", "loss": "query loss"}
+UNITS = {
+    "mse": "squared units of y",
+    "accuracy": "fraction correct",
+    "return": "sum of the rewards of a trajectory",
+    "regret": "reward of the best arm less the expected reward",
+}
+ERRORS = {"mse", "loss", "regret"}
 """Metrics that are better when lower."""
 
 Column = tuple[np.ndarray, np.ndarray]

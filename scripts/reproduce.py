@@ -6,7 +6,7 @@
 
 A table is a file in scripts/tables/. A row of it is a command line and seeds, and each seed is a run in
 runs/tables/TABLE/ROW_seedN. Finished runs are kept, interrupted ones are resumed. Each run has one thread. Ctrl-C lets
-the running ones save their state, and the next call resumes them. docs/results.md and docs/regression-results.md get a
+the running ones save their state, and the next call resumes them. docs/results.md, docs/regression-results.md and docs/reinforcement-learning.md get a
 table where they have `<!-- table: NAME -->` … `<!-- end -->`. A row without a run says `not run`. `--tables`,
 `--results` and `--pages` name other folders and pages, for tables of your own.
 """
@@ -24,7 +24,7 @@ from innerloop.sweeps.table_pages import write_tables  # noqa: E402
 from innerloop.sweeps.table_runs import run_all  # noqa: E402
 from innerloop.sweeps.tables import jobs_of, read_tables, selected  # noqa: E402
 
-PAGES = [ROOT / "docs" / "results.md", ROOT / "docs" / "regression-results.md"]
+PAGES = [ROOT / "docs" / name for name in ("results.md", "regression-results.md", "reinforcement-learning.md")]
 
 
 def main() -> int:

@@ -124,7 +124,7 @@ def test_normal_actions_have_the_derivatives_of_the_expected_reward() -> None:
 def test_no_gradient_passes_through_a_rollout(steps: int, engine: str) -> None:
     tasks = Navigation(shots=4, queries=3, horizon=6)
     net, batch, rate = policy(tasks), drawn(tasks, 1), 0.7
-    learner = MAML(net, tasks.loss, inner_lr=rate, inner_steps=steps, engine=engine)
+    learner = MAML(net, tasks.loss, inner_lr=rate, inner_steps=steps, engine=engine, support_at=tasks.support_at)
     episode, theta = tasks_of(batch)[0], {n: p.detach() for n, p in weights_of(net).items()}
 
     def frozen(at: Weights, samples: Samples) -> Callable[[Weights], Tensor]:
@@ -140,8 +140,8 @@ def test_no_gradient_passes_through_a_rollout(steps: int, engine: str) -> None:
         return lambda weights: -((log_p(weights) - start).exp() * value * rollout.alive).sum() / rollout.alive.sum()
 
     inner, weights = [], theta
-    for _ in range(steps):
-        inner.append(frozen(weights, episode.support))
+    for k in range(steps):
+        inner.append(frozen(weights, tasks.support_at(episode.support, k)))
         slope = grad(inner[-1])(weights)
         weights = {n: w - rate * slope[n] for n, w in weights.items()}
     outer = frozen(weights, episode.query)
@@ -182,7 +182,7 @@ def test_the_value_is_the_negative_return_and_the_rollout_is_smooth_where_the_no
         state, total = torch.zeros(3, 2), torch.zeros(3)
         for t in range(4):
             outputs = apply(net, weights | {"head.bias": bias}, state)
-            state = state + tasks.actions.draw(outputs, samples.x[:, t])
+            state = state + tasks.actions.draw(outputs, samples.x[:, 0, t])
             total = total - (state - samples.y).norm(dim=-1)
         return total.mean()
 
@@ -234,7 +234,8 @@ def test_equal_rewards_leave_nothing_to_learn() -> None:
 @pytest.mark.parametrize("make", [MAML, HyperNet, Hybrid, LEO, FineTune, Reptile])
 def test_every_engine_has_the_same_numbers(make: Any, engine: str, chunk: int | None) -> None:
     tasks = Navigation(shots=2, queries=2, horizon=3)
-    inner: dict[str, Any] = {} if make in (HyperNet, FineTune) else {"inner_steps": 2}
+    inner: dict[str, Any] = {} if make is HyperNet else {"eval_inner_steps": 2, "support_at": tasks.support_at}
+    inner |= {} if make in (HyperNet, FineTune) else {"inner_steps": 2}
     reader: dict[str, Any] = {"width": 4, "observation": tasks.observation} if make in (HyperNet, Hybrid, LEO) else {}
     learner: MetaLearner = make(policy(tasks), tasks.loss, tasks.metrics, **inner, **reader)
     randomise(learner, scale=0.1)
@@ -273,10 +274,13 @@ def test_each_inner_step_rolls_out_under_its_own_weights(monkeypatch: pytest.Mon
         return original(self, net, weights, samples)
 
     monkeypatch.setattr(Navigation, "rollout", rollout)
-    learner = MAML(policy(tasks), tasks.loss, tasks.metrics, inner_lr=0.5, inner_steps=3, engine="loop")
+    inner: dict[str, Any] = {"inner_lr": 0.5, "inner_steps": 3, "support_at": tasks.support_at}
+    learner = MAML(policy(tasks), tasks.loss, tasks.metrics, engine="loop", **inner)
     episode = tasks_of(drawn(tasks, 1))[0]
     learner.query_objective(episode)
     biases, x = zip(*seen, strict=True)
+    assert len({tuple(noise[:, 0].flatten().tolist()) for noise in x}) == 4, "new noise, too"
+    assert torch.equal(x[0], episode.support.x)
     assert len(seen) == 4
     assert len({tuple(b.tolist()) for b in biases}) == 4
     assert [torch.equal(v, episode.query.x) for v in x] == [False, False, False, True]
@@ -287,7 +291,7 @@ def test_each_inner_step_rolls_out_under_its_own_weights(monkeypatch: pytest.Mon
 
 @double
 def test_the_hypernetwork_reads_what_happened_before_the_end() -> None:
-    tasks = Navigation(shots=3, queries=2, horizon=4)
+    tasks = Navigation(shots=3, queries=2, horizon=4, rounds=1)
     net, samples = policy(tasks), tasks_of(drawn(tasks, 1))[0].support
     rollout = tasks.rollout(net, weights_of(net), samples)
     x, y = tasks.observe(net, weights_of(net), samples)
@@ -377,6 +381,7 @@ def test_pulls_have_the_probabilities_of_the_policy() -> None:
         (lambda: Navigation(horizon=0), "horizon must be above zero, got 0"),
         (lambda: Navigation(shots=0), "shots must be above zero, got 0"),
         (lambda: Navigation(queries=-1), "queries must be above zero, got -1"),
+        (lambda: Navigation(rounds=0), "rounds must be above zero, got 0"),
         (lambda: Navigation(discount=0), "discount must be above 0 and at most 1, got 0"),
         (lambda: Navigation(discount=1.01), "discount must be above 0 and at most 1"),
         (lambda: Bandits(arms=1), "arms must be above one, got 1"),

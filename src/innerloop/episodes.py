@@ -45,6 +45,10 @@ Metrics = Callable[[nn.Module, Weights, Samples], dict[str, Tensor]]
 """metrics(net, weights, samples) -> named scalars of one task."""
 
 
+SupportAt = Callable[[Samples, int], Samples]
+"""support_at(support, k) -> what inner step k, counted from 0, sees of a support set, if steps see different parts."""
+
+
 class Observation(NamedTuple):
     """What a hypernetwork reads of a task in which one acts, in place of the task's samples.
 

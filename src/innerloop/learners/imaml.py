@@ -55,6 +55,7 @@ class IMAML(MetaLearner):
             raise InputError(f"cg_steps must be above zero, got {cg_steps}")
         steps = inner.gradient_steps(loss, ProximalSteps)
         steps.proximal = proximal
+        steps.support_at = None  # the meta-gradient is that at the optimum of one objective
         super().__init__(net, loss, steps, metrics, **outer)
         self.proximal, self.cg_steps = proximal, cg_steps
 

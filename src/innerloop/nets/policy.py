@@ -41,7 +41,7 @@ class GaussianPolicy(CategoricalPolicy):
         output_size: int,
         hidden: Sequence[int] = (64, 64),
         activation: str = "tanh",
-        log_std: float = 0.0,
+        log_std: float = -0.5,
         floor: float = -3.0,
     ) -> None:
         if output_size % 2:

@@ -61,8 +61,8 @@ def build(cfg: DictConfig) -> Parts:
     algorithm = target_of(plain["algo"], "algo", MetaLearner, allow)
     if getattr(algorithm, "pools", False):
         drawn, kwargs["training_outputs"] = tasks.pooled()
-    if tasks.observation is not None and "observation" in parameters(algorithm):
-        kwargs["observation"] = tasks.observation
+    seams = {"observation": tasks.observation, "support_at": tasks.support_at}
+    kwargs |= {name: seam for name, seam in seams.items() if seam is not None and name in parameters(algorithm)}
     with explained("this algorithm cannot be built on this net"):
         learner = make(plain["algo"], "algo", MetaLearner, allow, **kwargs)
     module = EpisodeDataModule(

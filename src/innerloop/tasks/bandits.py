@@ -21,38 +21,37 @@ class Bandits(Simulated):
     A trajectory is one pull, and the state is the constant 1: what is known of the arms is in the policy's weights. The
     metric is the regret of one more pull, the probability of the best arm less the policy's expected reward.
 
-    x: (n, 1, 2 * arms), the Gumbel noise of the pull and a uniform number for each arm, which pays if it is below the
-    arm's probability. y: (n, arms), the probabilities.
-    arms: their number, above one. shots, queries: numbers of pulls. Raises InputError for other numbers, and for fewer
-    queries than shots, because Thompson sampling pulls with the random numbers of the query.
+    x: (n, rounds, 1, 2 * arms), the Gumbel noise of the pull and a uniform number for each arm, which pays if it is
+    below the arm's probability. y: (n, arms), the probabilities.
+
+    arms: their number, above one. shots, queries: numbers of pulls. rounds: see `Reinforcement`.
+    Raises InputError for other numbers, and for fewer queries than shots, because Thompson sampling pulls with the
+    random numbers of the query.
     """
 
     metric = "regret"
     higher_is_better = False
     beside = ("thompson", "random")
 
-    def __init__(self, arms: int = 5, shots: int = 10, queries: int = 10) -> None:
+    def __init__(self, arms: int = 5, shots: int = 10, queries: int = 50, rounds: int = 2) -> None:
         if arms < 2:
             raise InputError(f"arms must be above one, got {arms}")
-        super().__init__(1, Categorical(arms), shots, queries, horizon=1, discount=1.0)
+        super().__init__(1, Categorical(arms), shots, queries, horizon=1, discount=1.0, rounds=rounds)
         if queries < shots:
             raise InputError(f"queries must be at least shots={shots}, the pulls of Thompson sampling, got {queries}")
         self.arms = arms
 
     def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> Episode:
-        n = self.shots + self.queries
-        arms = tensor(np.stack([rng.random(self.arms) for rng in rngs]))[:, None].expand(-1, n, -1)
+        n = self.shots * self.rounds + self.queries
+        arms = np.stack([rng.random(self.arms) for rng in rngs])
         noise = [np.concatenate([self.actions.noise(rng, (n, 1)), rng.random((n, 1, self.arms))], -1) for rng in rngs]
-        x = tensor(np.stack(noise))
-        return Episode(
-            Samples(x[:, : self.shots], arms[:, : self.shots]), Samples(x[:, self.shots :], arms[:, self.shots :])
-        )
+        return self.in_rounds(tensor(np.stack(noise)), tensor(arms))
 
     def start(self, samples: Samples) -> Tensor:
         return torch.ones_like(samples.y[:, :1])
 
     def noise(self, samples: Samples) -> Tensor:
-        return samples.x[..., : self.arms]
+        return samples.x[:, 0, :, : self.arms]
 
     def step(self, state: Tensor, action: Tensor, t: int, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
         reward = (action * self.payments(samples)).sum(-1)
@@ -60,7 +59,7 @@ class Bandits(Simulated):
 
     def payments(self, samples: Samples) -> Tensor:
         """Return what each arm would pay at each pull, (n, arms)."""
-        return (samples.x[:, 0, self.arms :] < samples.y).to(samples.y.dtype)
+        return (samples.x[:, 0, 0, self.arms :] < samples.y).to(samples.y.dtype)
 
     def metrics(self, net: nn.Module, weights: Weights, samples: Samples) -> dict[str, Tensor]:
         probability = apply(net, weights, self.start(samples)[:1]).softmax(-1)[0]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from innerloop.episodes import InputError, MetaBatch, Observation, Samples, Split, Weights, apply
+from innerloop.episodes import InputError, MetaBatch, Observation, Samples, Split, SupportAt, Weights, apply
 
 
 class Tasks(ABC):
@@ -47,6 +47,11 @@ class Tasks(ABC):
     @property
     def observation(self) -> Observation | None:
         """What a hypernetwork reads of a task. None: the samples themselves, as in all supervised families."""
+        return None
+
+    @property
+    def support_at(self) -> SupportAt | None:
+        """What inner step k sees of a support set. None: each sees all of it, as in all supervised families."""
         return None
 
     def class_names(self, split: Split) -> list[str]:

@@ -20,25 +20,23 @@ class Navigation(Simulated):
     the policy does not see it. The state is the position. The reward of a step is the negative distance to the goal
     after it, as in the code of the paper. A trajectory ends within .01 of the goal or after `horizon` steps.
 
-    x: (n, horizon, 2), the noise of the actions. y: (n, 2), the goal.
-    shots, queries: number of trajectories. discount: see `Reinforcement`.
+    x: (n, rounds, horizon, 2), the noise of the actions. y: (n, 2), the goal.
+    shots, queries: number of trajectories. discount, rounds: see `Reinforcement`.
     """
 
     beside = ("oracle",)
     reach, near, half_side = 0.1, 0.01, 0.5
 
-    def __init__(self, shots: int = 20, queries: int = 20, horizon: int = 100, discount: float = 0.99) -> None:
-        super().__init__(2, Gaussian(2), shots, queries, horizon, discount)
+    def __init__(
+        self, shots: int = 20, queries: int = 20, horizon: int = 100, discount: float = 0.99, rounds: int = 4
+    ) -> None:
+        super().__init__(2, Gaussian(2), shots, queries, horizon, discount, rounds)
 
     def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> Episode:
-        n = self.shots + self.queries
+        n = self.shots * self.rounds + self.queries
         goals = np.stack([between((-self.half_side, self.half_side), rng.random(2)) for rng in rngs])
-        noise = tensor(np.stack([self.actions.noise(rng, (n, self.horizon)) for rng in rngs]))
-        goal = tensor(goals)[:, None].expand(-1, n, -1)
-        return Episode(
-            Samples(noise[:, : self.shots], goal[:, : self.shots]),
-            Samples(noise[:, self.shots :], goal[:, self.shots :]),
-        )
+        noise = np.stack([self.actions.noise(rng, (n, self.horizon)) for rng in rngs])
+        return self.in_rounds(tensor(noise), tensor(goals))
 
     def start(self, samples: Samples) -> Tensor:
         return torch.zeros_like(samples.y)

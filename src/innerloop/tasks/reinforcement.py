@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from innerloop.devices.precision import full
-from innerloop.episodes import InputError, Observation, Samples, Weights, apply, with_weights
+from innerloop.episodes import Episode, InputError, Observation, Samples, SupportAt, Weights, apply, with_weights
 from innerloop.tasks.base import Tasks, positive
 from innerloop.tasks.policies import Actions
 
@@ -39,8 +39,11 @@ class Rollout(NamedTuple):
 class Reinforcement(Tasks):
     """Tasks whose loss is a policy gradient surrogate. The net is a policy, see `Actions`.
 
-    One sample is one trajectory: x is its random numbers, y what the task is, such as a goal, which the policy does not
-    see. The support are `shots` trajectories, the query `queries` others.
+    One sample is one trajectory: y is what the task is, such as a goal, which the policy does not see, and x are random
+    numbers, (rounds, …): those of the first round for inner step 0, of the second for step 1, and so on, and those of
+    the last for what a hypernetwork reads. After them they begin again. So a step's trajectories are new not only
+    because its weights are. The support are `shots` trajectories in each round, the query `queries` in one: its rounds
+    are all the same.
 
     actions: the distribution of actions. discount: of the advantages; returns are reported undiscounted.
     Raises InputError unless the sizes are above zero and the discount is in (0, 1].
@@ -50,22 +53,47 @@ class Reinforcement(Tasks):
     higher_is_better = True
 
     def __init__(
-        self, state_size: int, actions: Actions, shots: int, queries: int, horizon: int, discount: float
+        self,
+        state_size: int,
+        actions: Actions,
+        shots: int,
+        queries: int,
+        horizon: int,
+        discount: float,
+        rounds: int,
     ) -> None:
-        positive(shots=shots, queries=queries, horizon=horizon)
+        positive(shots=shots, queries=queries, horizon=horizon, rounds=rounds)
         if not 0 < discount <= 1:
             raise InputError(f"discount must be above 0 and at most 1, got {discount}")
         self.actions, self.shots, self.queries = actions, shots, queries
-        self.horizon, self.discount = horizon, discount
+        self.horizon, self.discount, self.rounds = horizon, discount, rounds
         self.input_shape, self.output_size = (state_size,), actions.outputs
 
     @property
     def observation(self) -> Observation:
         return Observation(self.observe, self.input_shape[0] + self.actions.actions + 1, 1)
 
+    @property
+    def support_at(self) -> SupportAt:
+        def turned(support: Samples, k: int) -> Samples:
+            return support._replace(x=support.x.roll(-(k % self.rounds), 1))
+
+        return turned
+
+    def in_rounds(self, x: Tensor, y: Tensor) -> Episode:
+        """Return a meta-batch.
+
+        x: (tasks, shots * rounds + queries, …), random numbers. y: (tasks, …), one for all trajectories of a task.
+        """
+        first, tasks = self.shots * self.rounds, len(x)
+        support = x[:, :first].unflatten(1, (self.shots, self.rounds))
+        query = x[:, first:, None].expand(-1, -1, self.rounds, *x.shape[2:])
+        parts = (Samples(part, y[:, None].expand(tasks, part.shape[1], *y.shape[1:])) for part in (support, query))
+        return Episode(*parts)
+
     @abstractmethod
     def rollout(self, net: nn.Module, weights: Weights, samples: Samples) -> Rollout:
-        """Return the trajectories of the policy under these weights, one per sample."""
+        """Return the trajectories of the policy under these weights, one per sample, of the samples' first round."""
 
     def references(self, samples: Samples) -> dict[str, Tensor]:
         """Return named scalars that are reported beside the metric, such as what the best policy would reach."""
@@ -89,7 +117,7 @@ class Reinforcement(Tasks):
         x: (n * horizon, state size + actions + 1), the state, the action and 1. y: (n * horizon, 1), the reward. After
         a trajectory's end both are zero.
         """
-        rollout = self.rollout(net, weights, samples)
+        rollout = self.rollout(net, weights, self.support_at(samples, self.rounds - 1))
         alive = rollout.alive[..., None]
         x = torch.cat([rollout.states, rollout.actions, torch.ones_like(alive)], -1) * alive
         return Samples(x.flatten(0, 1), (rollout.rewards[..., None] * alive).flatten(0, 1))
@@ -111,7 +139,7 @@ class Simulated(Reinforcement):
 
     def noise(self, samples: Samples) -> Tensor:
         """Return the random numbers that actions are drawn with, (n, horizon, actions)."""
-        return samples.x
+        return samples.x[:, 0]
 
     @torch.no_grad()
     def rollout(self, net: nn.Module, weights: Weights, samples: Samples) -> Rollout:

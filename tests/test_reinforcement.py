@@ -351,12 +351,12 @@ def test_the_best_arm_by_sampling() -> None:
 @double
 def test_thompson_sampling_learns_and_random_does_not() -> None:
     tasks = Bandits(shots=30, queries=30)
-    found = torch.vmap(lambda x, y: torch.stack(list(tasks.references(Samples(x, y)).values())))(
-        *drawn(tasks, 400).query
-    )
-    thompson, random = found.mean(0).tolist()
+    query = drawn(tasks, 400).query
+    found = torch.vmap(lambda x, y: torch.stack(list(tasks.references(Samples(x, y)).values())))(*query)
+    bayes, thompson, random = found.mean(0).tolist()
     assert random == pytest.approx(5 / 6 - 1 / 2, abs=0.03)  # of five uniform numbers the largest is 5/6 on average
     assert 0.02 < thompson < random / 2
+    assert 0.02 < bayes < random / 2
 
 
 @double

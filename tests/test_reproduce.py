@@ -21,7 +21,8 @@ from innerloop.sweeps import table_pages, tables
 from innerloop.sweeps.table_runs import run_all
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, PAGES = ROOT / "results", (ROOT / "docs" / "results.md", ROOT / "docs" / "regression-results.md")
+RESULTS = ROOT / "results"
+PAGES = [ROOT / "docs" / name for name in ("results.md", "regression-results.md", "reinforcement-learning.md")]
 
 schemas.register()
 

@@ -31,7 +31,7 @@ class Bandits(Simulated):
 
     metric = "regret"
     higher_is_better = False
-    beside = ("thompson", "random")
+    beside = ("bayes", "thompson", "random")
 
     def __init__(self, arms: int = 5, shots: int = 10, queries: int = 50, rounds: int = 2) -> None:
         if arms < 2:
@@ -70,9 +70,21 @@ class Bandits(Simulated):
         return samples.y[0].amax() - (probability * samples.y[0]).sum()
 
     def references(self, samples: Samples) -> dict[str, Tensor]:
-        """Return the regrets of a random pull, and of Thompson sampling after as many pulls as the support has."""
-        random = self.regret(torch.full_like(samples.y[0], 1 / self.arms), samples)
-        return {"thompson": self.thompson(samples), "random": random}
+        """Return regrets to compare with.
+
+        bayes: of the arm with the largest posterior mean after `shots` random pulls, below which no learner comes that
+        reads as many random pulls. thompson: of Thompson sampling. random: of a random pull.
+        """
+        even = torch.zeros_like(samples.y[0])
+        arms = self.actions.draw(even, self.noise(samples)[: self.shots, 0])
+        paid = self.payments(samples)[: self.shots]
+        mean = ((arms * paid).sum(0) + 1) / (arms.sum(0) + 2)
+        best = (mean == mean.amax()).to(mean.dtype)
+        return {
+            "bayes": self.regret(best / best.sum(), samples),
+            "thompson": self.thompson(samples),
+            "random": self.regret(even.softmax(-1), samples),
+        }
 
     def thompson(self, samples: Samples) -> Tensor:
         """Return the regret of the pull that Thompson sampling makes after `shots` pulls of its own, a scalar.

@@ -117,7 +117,7 @@ def direction(rng: np.random.Generator) -> np.ndarray:
 
 
 def make_vector(identity: str, n: int, named: str) -> Any:
-    """Return n environments of this id, which a step takes at once. Raises InputError that names it if there is none."""
+    """Return n environments of this id, which step together. Raises InputError that names it if there is none."""
     if ":" in identity:
         raise InputError(
             f"data.env={named}: a configuration cannot import a module this way; name a class below allow="

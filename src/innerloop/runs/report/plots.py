@@ -98,7 +98,7 @@ def adaptation_curve(
         ax.axhline(unadapted["mean"], color=VERMILLION, linestyle="--", linewidth=1.5, label="before any adaptation")
     if train_steps is not None:
         ax.axvline(train_steps, color=GREY, linewidth=0.9, zorder=0, label=f"inner steps in training: {train_steps}")
-    for (name, value), colour in zip((beside or {}).items(), (GREEN, INK), strict=False):
+    for (name, value), colour in zip((beside or {}).items(), (GREEN, INK, GREY), strict=False):
         reference.append(value)
         ax.axhline(value, color=colour, linestyle=":", linewidth=1.5, label=name)
     log_where_wide(ax, metric, np.array([*mean, *reference]))

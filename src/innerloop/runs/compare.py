@@ -26,7 +26,7 @@ from innerloop.runs.record import RESULTS
 from innerloop.runs.report.style import METRICS
 
 # Keys of a data configuration that test episodes do not depend on, apart from their number and how a picture is seen.
-TRAINING_KEYS = ("augment", "meta_batch_size", "num_workers", "rotations", "test_episodes", "train_queries")
+TRAINING_KEYS = ("augment", "discount", "meta_batch_size", "num_workers", "rotations", "test_episodes", "train_queries")
 SEEN_KEYS = ("backbone", "standardize", "size", "channels")
 # Keys that runs may lack because they are older, with the values that those runs had.
 NEWER_KEYS: dict[str, Any] = {"class_level": None, "split": "classes", "split_rule": "count"}

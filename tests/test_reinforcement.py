@@ -22,6 +22,8 @@ from innerloop.runs import schemas
 from innerloop.runs.build import build
 from innerloop.runs.compare import comparison, read_run
 from innerloop.runs.record import read_checkpoint
+from innerloop.runs.report.trajectories import trajectories
+from innerloop.sweeps.figures import _bar_limits
 from innerloop.tasks import Bandits, Navigation
 from innerloop.tasks.bandits import best_arm
 from innerloop.tasks.policies import Gaussian
@@ -230,8 +232,11 @@ def test_equal_rewards_leave_nothing_to_learn() -> None:
 
 
 @double
-@pytest.mark.parametrize(("engine", "chunk"), ENGINES[1:])
-@pytest.mark.parametrize("make", [MAML, HyperNet, Hybrid, LEO, FineTune, Reptile])
+@pytest.mark.parametrize(
+    ("make", "engine", "chunk"),
+    [(make, *engine) for make in (MAML, HyperNet, Hybrid) for engine in ENGINES[1:]]
+    + [(make, "vmap", None) for make in (LEO, FineTune, Reptile)],
+)
 def test_every_engine_has_the_same_numbers(make: Any, engine: str, chunk: int | None) -> None:
     tasks = Navigation(shots=2, queries=2, horizon=3)
     inner: dict[str, Any] = {} if make is HyperNet else {"eval_inner_steps": 2, "support_at": tasks.support_at}
@@ -419,6 +424,29 @@ def test_wrong_configurations(overrides: list[str], message: str) -> None:
         build(cfg)
 
 
+# More is better, and below zero.
+
+
+def test_bars_of_negative_returns_start_at_zero() -> None:
+    means, half = np.array([-10.0, -5.0]), np.array([1.0, 0.5])
+    assert _bar_limits(means, half, "return") == (pytest.approx(-1.03 * 11), 0.0)
+    start, end = _bar_limits(np.array([-10.0, 5.0]), half, "return")
+    assert (start, end) == (pytest.approx(-1.03 * 11), pytest.approx(1.03 * 5.5))
+    assert _bar_limits(-means, half, "mse")[0] == 0
+
+
+def test_goals_in_panels() -> None:
+    goals, paths = np.array([[0.1, 0.2], [0.3, -0.4]]), [np.zeros((7, 5, 2)), np.ones((7, 5, 2))]
+    figure = trajectories(goals, paths, paths[::-1], "after 2 steps")
+    first, second = figure.axes
+    assert [len(ax.lines) for ax in (first, second)] == [10, 10], "five trajectories of each policy"
+    assert first.lines[0].get_xydata().max() == 0
+    assert first.lines[5].get_xydata().min() == 1
+    assert second.collections[1].get_offsets().tolist() == [[0.3, -0.4]]  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="even number of goals, got 1"):
+        trajectories(goals[:1], paths, paths, "")
+
+
 # Commands.
 
 SMALL = (*SHORT, "trainer.log_every=2", "data.horizon=5", "data.meta_batch_size=4", "logger=csv")
@@ -429,7 +457,7 @@ def results(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "results.json").read_text())
 
 
-def test_a_run_and_its_comparison(train: Any, tmp_path: Path) -> None:
+def test_a_run_and_its_comparison(train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for algo in ("maml", "hypernet"):
         train(f"algo={algo}", "data=navigation", *SMALL, *FEW, f"hydra.run.dir={tmp_path / algo}")
     found = results(tmp_path / "maml")
@@ -437,6 +465,9 @@ def test_a_run_and_its_comparison(train: Any, tmp_path: Path) -> None:
     assert [row["step"] for row in found["test"]["by_step"]] == [0, 1, 2, 3]
     oracles = {results(tmp_path / algo)["test"]["oracle"]["mean"] for algo in ("maml", "hypernet")}
     assert len(oracles) == 1, "the same goals"
+    assert capsys.readouterr().out.count("\n  oracle ") == 2
+    plots = {path.stem for path in (tmp_path / "hypernet" / "plots").iterdir()}
+    assert plots == {"adaptation_curve", "learning_curve", "trajectories"}
     head, *rows = comparison([read_run(tmp_path / algo) for algo in ("maml", "hypernet")])
     assert "return" in head
     assert rows[1][-2].count("±") == 1
@@ -446,7 +477,7 @@ def test_a_run_that_is_interrupted_ends_with_the_same_numbers(train: Any, tmp_pa
     def weights(name: str) -> dict[str, Tensor]:
         return read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"]
 
-    command = ("algo=hybrid", "data=navigation", *SMALL, *FEW, "algo.schedule=constant")
+    command = ("algo=hybrid", "algo.width=8", "data=navigation", *SMALL, *FEW, "algo.schedule=constant")
     train(*command, f"hydra.run.dir={tmp_path / 'whole'}")
     train(*command, "trainer.max_steps=3", f"hydra.run.dir={tmp_path / 'parts'}")
     whole, early = weights("whole"), weights("parts")

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SHORT, randomise
+from conftest import SHORT, randomise, trainer
 from hydra import compose, initialize_config_dir
 from test_meta_gradient import ENGINES, close, in_engine, meta_gradient
 from torch import Tensor
 from torch.func import grad, jacrev
 
+from innerloop.datamodule import EpisodeDataModule
 from innerloop.episodes import Episode, InputError, Samples, Weights, apply, episode_rng, tasks_of, weights_of
+from innerloop.errors import DivergedError
 from innerloop.learners import LEO, MAML, FineTune, Hybrid, HyperNet, MetaLearner, Reptile
 from innerloop.nets import CategoricalPolicy, GaussianPolicy
 from innerloop.runs import schemas
@@ -405,6 +407,18 @@ def test_wrong_values(make: Callable[[], Any], message: str) -> None:
         make()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_reward_that_is_not_finite_ends_training() -> None:
+    class Broken(Navigation):
+        def step(self, state: Tensor, action: Tensor, t: int, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
+            position, reward, done = super().step(state, action, t, samples)
+            return position, reward * math.inf, done
+
+    tasks = Broken(2, 2, 3)
+    learner = MAML(policy(tasks), tasks.loss, tasks.metrics, support_at=tasks.support_at)
+    with pytest.raises(DivergedError, match=r"^the loss is (inf|nan) at step 0"):
+        trainer(max_steps=1).fit(learner, EpisodeDataModule(tasks, meta_batch_size=2))
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ class Simulated(Reinforcement):
         for t in range(self.horizon):
             action = self.actions.draw(full(policy(state)), noise[:, t])
             following, reward, done = self.step(state, action, t, samples)
-            steps.append((state, action, reward * alive, alive))
+            steps.append((state, action, torch.where(alive > 0, reward, 0.0), alive))
             state = torch.where(alive[:, None] > 0, following, state)
             alive = alive * ~done
         return Rollout(*(torch.stack(parts, 1).detach() for parts in zip(*steps, strict=True)))

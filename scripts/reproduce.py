@@ -6,9 +6,9 @@
 
 A table is a file in scripts/tables/. A row of it is a command line and seeds, and each seed is a run in
 runs/tables/TABLE/ROW_seedN. Finished runs are kept, interrupted ones are resumed. Each run has one thread. Ctrl-C lets
-the running ones save their state, and the next call resumes them. The pages of PAGES, such as docs/results.md, get a
-table where they have `<!-- table: NAME -->` … `<!-- end -->`. A row without a run says `not run`. `--tables`,
-`--results` and `--pages` name other folders and pages, for tables of your own.
+the running ones save their state, and the next call resumes them. The pages of `PAGES` get a table where they have
+`<!-- table: NAME -->` … `<!-- end -->`. A row without a run says `not run`. `--tables`, `--results` and `--pages` name
+other folders and pages, for tables of your own.
 """
 
 import argparse

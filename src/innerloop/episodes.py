@@ -45,6 +45,21 @@ Metrics = Callable[[nn.Module, Weights, Samples], dict[str, Tensor]]
 """metrics(net, weights, samples) -> named scalars of one task."""
 
 
+SupportAt = Callable[[Samples, int], Samples]
+"""support_at(support, k) -> what inner step k, counted from 0, sees of a support set, if steps see different parts."""
+
+
+class Observation(NamedTuple):
+    """What a hypernetwork reads of a task in which one acts, in place of the task's samples.
+
+    read: (net, weights, samples) -> points with x (n, x_size) and y (n, y_size), which depend on no gradient.
+    """
+
+    read: Callable[[nn.Module, Weights, Samples], Samples]
+    x_size: int
+    y_size: int
+
+
 def apply(net: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Return the net's output on x under the given weights. It is differentiable in them; the net is not changed.
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from innerloop.adaptation.adaptation import Adaptation
 from innerloop.adaptation.heads import classes_present, without_absent
-from innerloop.episodes import Samples, Weights, apply, features
+from innerloop.episodes import Observation, Samples, Weights, apply, features
 from innerloop.nets.generator import Generator
 from innerloop.nets.set_encoder import SetEncoder
 
@@ -32,6 +32,7 @@ class Generate(Adaptation):
     read_predictions: the encoder reads, beside each point, what the head of these weights predicts for it, without a
         gradient (HyperMAML, Przewięźlikowski et al., 2022). Needs read_features.
     residual: add the written weights to theta. False: they replace theta, w = g(S; phi).
+    observation: what the encoder reads of the task under theta. None: its samples.
 
     If there is one code per class, the codes of classes that are not in the support set have no influence, and a head
     that is written has no outputs for these classes.
@@ -45,10 +46,12 @@ class Generate(Adaptation):
         read_features: bool = False,
         read_predictions: bool = False,
         residual: bool = True,
+        observation: Observation | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.generator = encoder, generator
         self.read_features, self.read_predictions, self.residual = read_features, read_predictions, residual
+        self.observation = observation
 
     @property
     def frees_ways(self) -> bool:
@@ -59,6 +62,8 @@ class Generate(Adaptation):
 
     def code(self, net: nn.Module, weights: Weights, support: Samples) -> Tensor:
         """Return the code of the support set, (code_size,), or one code per class, (classes, code_size)."""
+        if self.observation is not None:
+            support = self.observation.read(net, weights, support)
         x = features(net, weights, support.x) if self.read_features else support.x
         if self.read_predictions:
             x = torch.cat([x, self.predictions(net, weights, x, support)], -1)

@@ -10,7 +10,7 @@ from torch.func import grad
 
 from innerloop.adaptation.adaptation import Adaptation
 from innerloop.adaptation.recompute import recomputed
-from innerloop.episodes import InputError, Loss, Samples, Weights, task_weights, with_weights
+from innerloop.episodes import InputError, Loss, Samples, SupportAt, Weights, task_weights, with_weights
 from innerloop.nets.fused import inside_transform
 
 LEARNED_RATES = ("parameter", "tensor", "tensor_step")
@@ -74,6 +74,7 @@ class GradientSteps(Adaptation):
     clip: clamp each entry of the inner gradient to [-clip, clip]. None: do not clamp.
     recompute: compute each step a second time for the meta-gradient instead of keeping its graph. This takes the memory
         of one step, not of K steps.
+    support_at: what each step sees of the support set. None: all of it.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class GradientSteps(Adaptation):
         weights: Mapping[str, Tensor] | None = None,
         clip: float | None = None,
         recompute: bool = False,
+        support_at: SupportAt | None = None,
     ) -> None:
         super().__init__()
         if clip is not None and not clip > 0:
@@ -99,7 +101,7 @@ class GradientSteps(Adaptation):
             raise InputError(f"only={only}: this net has no such part, only {', '.join(weights)}")
         self.loss, (self.steps, self.eval_steps) = loss, checked(steps, eval_steps, inner_lr)
         self.inner_lr, self.first_order, self.only, self.clip = inner_lr, first_order, only, clip
-        self.recompute = recompute
+        self.recompute, self.support_at = recompute, support_at
         self.rates: nn.ParameterDict | None = None
         if learn_lr is not None:
             if weights is None:
@@ -149,6 +151,8 @@ class GradientSteps(Adaptation):
     def step(self, net: nn.Module, weights: Weights, support: Samples, k: int, start: Weights) -> Weights:
         """Return the weights after inner step k, counted from 0. start: the weights before the first step."""
         at = {name: w.detach() for name, w in weights.items()} if self.first_order else weights
+        if self.support_at is not None:
+            support = self.support_at(support, k)
         gradient = gradient_of(
             lambda w: self.objective(net, at | w, support, k, start), self.adapted(net, at), again=not self.first_order
         )

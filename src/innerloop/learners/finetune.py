@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from innerloop.adaptation import Adaptation, Chain, GradientSteps, PrototypeHead, ZeroHead
 from innerloop.adaptation.engine import Outputs
-from innerloop.episodes import Episode, InputError, Loss, MetaBatch, Metrics, Samples, tasks_of, weights_of
+from innerloop.episodes import Episode, InputError, Loss, MetaBatch, Metrics, Samples, SupportAt, tasks_of, weights_of
 from innerloop.learners.learner import MetaLearner
 
 HEADS = ("auto", "trained", "zero", "prototypes")
@@ -25,7 +25,8 @@ class FineTune(MetaLearner):
     head: start of the head in evaluation. "trained": as it was trained. "zero": zeros. "prototypes": after 0 steps it
         is the nearest class mean. "auto": trained if the net's own head was trained, else prototypes.
     only: fine-tune the "head" or the "body" only; None: the whole net.
-    inner_lr, eval_inner_steps, inner_clip: see `GradientSteps`. The other keyword arguments: those of `OuterLoop`.
+    inner_lr, eval_inner_steps, inner_clip, support_at: see `GradientSteps`. The other keyword arguments: those of
+        `OuterLoop`.
     """
 
     pools = True
@@ -42,6 +43,7 @@ class FineTune(MetaLearner):
         inner_lr: float = 0.01,
         eval_inner_steps: int = 10,
         inner_clip: float | None = None,
+        support_at: SupportAt | None = None,
         **outer: Any,
     ) -> None:
         if head not in HEADS:
@@ -49,7 +51,8 @@ class FineTune(MetaLearner):
         if head == "auto":
             head = "trained" if training_outputs is None else "prototypes"
         theta = weights_of(net)
-        steps = GradientSteps(loss, 0, inner_lr, eval_steps=eval_inner_steps, only=only, weights=theta, clip=inner_clip)
+        inner: dict[str, Any] = {"eval_steps": eval_inner_steps, "only": only, "clip": inner_clip}
+        steps = GradientSteps(loss, 0, inner_lr, weights=theta, support_at=support_at, **inner)
         starts: dict[str, list[Adaptation]] = {"trained": [], "zero": [ZeroHead()], "prototypes": [PrototypeHead()]}
         super().__init__(net, loss, Chain(*starts[head], steps), metrics, **outer)
         self.classifier: nn.Linear | None = None

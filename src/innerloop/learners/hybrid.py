@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from innerloop.adaptation import Chain
-from innerloop.episodes import Loss, Metrics
+from innerloop.episodes import Loss, Metrics, Observation
 from innerloop.learners.hypernet import RelationLearner
 from innerloop.learners.inner_loop import InnerLoop
 from innerloop.learners.keywords import flattened
@@ -17,6 +17,7 @@ class Hybrid(RelationLearner):
 
     With K = 0 it is the hypernetwork learner, and with a generator that writes zeros it is MAML.
 
+    observation: what the task relation model reads, see `Generate`.
     Keyword arguments: those of `TaskRelation`, `InnerLoop`, `RelationLearner` and `OuterLoop`. The others: see
     `MetaLearner`.
     """
@@ -30,7 +31,8 @@ class Hybrid(RelationLearner):
         *,
         relation: TaskRelation = TaskRelation(),
         inner: InnerLoop = InnerLoop(),
+        observation: Observation | None = None,
         **outer: Any,
     ) -> None:
-        generate = relation.model(net)
+        generate = relation.model(net, observation)
         super().__init__(net, loss, Chain(generate, inner.steps(loss, net)), generate, metrics, **outer)

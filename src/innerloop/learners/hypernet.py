@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from innerloop.adaptation import Adaptation, Chain
 from innerloop.adaptation.engine import Outputs
-from innerloop.episodes import Episode, InputError, Loss, Metrics, weights_of
+from innerloop.episodes import Episode, InputError, Loss, Metrics, Observation, weights_of
 from innerloop.learners.keywords import flattened
 from innerloop.learners.learner import MetaLearner, Phase
 from innerloop.learners.outer_loop import Group
@@ -80,6 +80,7 @@ class HyperNet(RelationLearner):
 
     Source: Ha et al., 2017; Requeima et al., 2019.
 
+    observation: what the task relation model reads, see `Generate`.
     Keyword arguments: those of `TaskRelation`, `RelationLearner` and `OuterLoop`. The others: see `MetaLearner`.
     """
 
@@ -91,9 +92,10 @@ class HyperNet(RelationLearner):
         metrics: Metrics | None = None,
         *,
         relation: TaskRelation = TaskRelation(),
+        observation: Observation | None = None,
         **outer: Any,
     ) -> None:
-        generate = relation.model(net)
+        generate = relation.model(net, observation)
         super().__init__(net, loss, generate, generate, metrics, **outer)
 
 

@@ -56,6 +56,7 @@ class IMAML(MetaLearner):
         refuse_shared_weights(net, "iMAML")
         steps = inner.gradient_steps(loss, ProximalSteps)
         steps.proximal = proximal
+        steps.support_at = None  # the meta-gradient is that at the optimum of one objective
         super().__init__(net, loss, steps, metrics, **outer)
         self.proximal, self.cg_steps = proximal, cg_steps
 

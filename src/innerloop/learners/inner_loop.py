@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from innerloop.adaptation import Generate, GradientSteps, LatentSteps
-from innerloop.episodes import InputError, Loss, task_weights
+from innerloop.episodes import InputError, Loss, SupportAt, task_weights
 
 
 def refuse_shared_weights(net: nn.Module, learner: str) -> None:
@@ -27,11 +27,13 @@ class InnerSteps:
     """inner_lr: the inner rate. inner_steps: number of inner steps in training.
 
     eval_inner_steps: number of inner steps in validation and test, which may exceed those of training; None: as many.
+    support_at: what each inner step sees of the support set; None: all of it.
     """
 
     inner_lr: float = 0.01
     inner_steps: int = 1
     eval_inner_steps: int | None = None
+    support_at: SupportAt | None = None
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,8 @@ class DescentLoop(InnerSteps):
 
     def gradient_steps(self, loss: Loss, kind: type[Steps], **kwargs: Any) -> Steps:
         """Return the inner loop as an adaptation of this kind. kwargs: its further keyword arguments."""
-        return kind(
-            loss, self.inner_steps, self.inner_lr, eval_steps=self.eval_inner_steps, clip=self.inner_clip, **kwargs
-        )
+        kwargs |= {"eval_steps": self.eval_inner_steps, "clip": self.inner_clip, "support_at": self.support_at}
+        return kind(loss, self.inner_steps, self.inner_lr, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -98,4 +99,5 @@ class LatentLoop(InnerSteps):
             eval_steps=self.eval_inner_steps,
             first_order=self.first_order,
             learn_lr=self.learn_lr,
+            support_at=self.support_at,
         )

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from innerloop.adaptation import Generate, ZeroCode
-from innerloop.episodes import InputError, Loss, Metrics, task_weights
+from innerloop.episodes import InputError, Loss, Metrics, Observation, task_weights
 from innerloop.learners.hypernet import RelationLearner
 from innerloop.learners.inner_loop import LatentLoop
 from innerloop.learners.keywords import flattened
@@ -49,6 +49,7 @@ class LEO(RelationLearner):
     The hypernetwork learner with an inner loop on its code instead of on the weights, without the paper's sampling and
     pre-trained features. Without inner steps it is `HyperNet`.
 
+    observation: what the task relation model reads, see `Generate`.
     Keyword arguments: those of `TaskRelation`, `LatentLoop`, `RelationLearner` and `OuterLoop`.
     """
 
@@ -61,7 +62,8 @@ class LEO(RelationLearner):
         *,
         relation: TaskRelation = TaskRelation(),
         inner: LatentLoop = LatentLoop(),
+        observation: Observation | None = None,
         **outer: Any,
     ) -> None:
-        generate = relation.model(net)
+        generate = relation.model(net, observation)
         super().__init__(net, loss, inner.steps(loss, generate), generate, metrics, **outer)

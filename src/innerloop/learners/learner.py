@@ -146,15 +146,16 @@ class MetaLearner(LightningModule):
 
     def evaluate_episode(self, episode: Episode) -> Outputs:
         """Return each query metric before any adaptation and after 0, 1, …, K inner steps, (1 + K + 1,)."""
-        points = [self.metrics(net, weights, episode.query) for net, weights in self._path(episode)]
+        points = [self.metrics(net, weights, episode.query) for net, weights in self.path(episode)]
         return {name: torch.stack([point[name] for point in points]) for name in points[0]}
 
     @torch.no_grad()
     def predict_episode(self, episode: Episode) -> list[Tensor]:
         """Return one task's net outputs on the query before adaptation and after 0, 1, …, K inner steps."""
-        return [apply(net, weights, episode.query.x) for net, weights in self._path(episode)]
+        return [apply(net, weights, episode.query.x) for net, weights in self.path(episode)]
 
-    def _path(self, episode: Episode) -> list[tuple[nn.Module, Weights]]:
+    def path(self, episode: Episode) -> list[tuple[nn.Module, Weights]]:
+        """Return the query's net and the weights before any adaptation and after 0, 1, …, K inner steps."""
         theta = weights_of(self.net)
         path = self.adaptation.trajectory(self.net, theta, episode.support)
         return [(self.query_net(episode, max(k - 1, 0)), w) for k, w in enumerate([theta, *path])]

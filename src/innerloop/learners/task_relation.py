@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from innerloop.adaptation import Generate
-from innerloop.episodes import InputError, task_weights
+from innerloop.episodes import InputError, Observation, task_weights
 from innerloop.nets import Generator, SetEncoder, convolutional
 
 WRITES = ("auto", "all", "head", "film", "head+film")
@@ -38,10 +38,12 @@ class TaskRelation:
         if self.width < 2:  # a norm of one number is a constant
             raise InputError(f"width must be above one, got {self.width}")
 
-    def model(self, net: nn.Module, predictions: bool = False) -> Generate:
-        """Return the model for a net, w = theta + g(S; phi). Raises InputError if the net has no such weights.
+    def model(self, net: nn.Module, observation: Observation | None = None, predictions: bool = False) -> Generate:
+        """Return the model for a net, w = theta + g(S; phi).
 
-        predictions: it also reads what the net's head predicts for the support set. Not for writes="all".
+        observation: what it reads of a task, see `Generate`. predictions: it also reads what the net's head predicts
+        for the support set; not for writes="all". Raises InputError if the net has no such weights, and if it is to
+        read one code per class where there are none.
         """
         writes = self.writes
         if writes == "auto":
@@ -56,12 +58,15 @@ class TaskRelation:
             )
         of_names = getattr(net, "reads_features", False)
         by_class = writes != "all" and not of_names
+        if by_class and observation is not None:
+            raise InputError(f"writes={writes} reads class ids, and in these tasks one acts: use writes=all")
         reads_features = by_class or of_names
         size = net.feature_size if reads_features else net.input_size
         if predictions:
             size += net.output_size  # type: ignore[operator]
+        x_size, y_size = (size, net.output_size) if observation is None else observation[1:]
         attention = self.encoder == "attention"
-        reader = SetEncoder(size, net.output_size, self.width, attention, by_class)  # type: ignore[arg-type]
+        reader = SetEncoder(x_size, y_size, self.width, attention, by_class)  # type: ignore[arg-type]
         if self.init == "hyperfan_in":
             # It assumes code entries of unit variance, and the ReLUs before the last layer halve their power.
             nn.init.kaiming_normal_(reader.read[-1].weight, nonlinearity="relu")  # type: ignore[arg-type]
@@ -69,4 +74,11 @@ class TaskRelation:
         classes = net.output_size if by_class else None
         writer = Generator(shapes, self.width, classes, self.chunk_size, self.init)  # type: ignore[arg-type]
         residual = self.init == "zero"
-        return Generate(reader, writer, read_features=reads_features, read_predictions=predictions, residual=residual)
+        return Generate(
+            reader,
+            writer,
+            read_features=reads_features,
+            read_predictions=predictions,
+            residual=residual,
+            observation=observation,
+        )

@@ -6,6 +6,7 @@ from innerloop.nets.factors import Factors
 from innerloop.nets.generator import Generator
 from innerloop.nets.norm import BatchNorm, GroupNorm, LayerNorm
 from innerloop.nets.per_task_conv import Conv2d
+from innerloop.nets.policy import CategoricalPolicy, GaussianPolicy
 from innerloop.nets.quadratic import QuadraticHead
 from innerloop.nets.resnet12 import ResNet12
 from innerloop.nets.set_encoder import SetEncoder
@@ -13,9 +14,11 @@ from innerloop.nets.set_encoder import SetEncoder
 __all__ = [
     "MLP",
     "BatchNorm",
+    "CategoricalPolicy",
     "Conv2d",
     "Conv4",
     "Factors",
+    "GaussianPolicy",
     "Generator",
     "GroupNorm",
     "LayerNorm",

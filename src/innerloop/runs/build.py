@@ -68,8 +68,11 @@ def build(cfg: DictConfig, fit: Callable[[LabelledImages], LabelledImages] | Non
         net = make_net(plain["net"], tasks, allow)
     kwargs = {"net": net, "loss": tasks.loss, "metrics": tasks.metrics}
     drawn = tasks
-    if getattr(target_of(plain["algo"], "algo", MetaLearner, allow), "pools", False):
+    algorithm = target_of(plain["algo"], "algo", MetaLearner, allow)
+    if getattr(algorithm, "pools", False):
         drawn, kwargs["training_outputs"] = tasks.pooled()
+    seams = {"observation": tasks.observation, "support_at": tasks.support_at}
+    kwargs |= {name: seam for name, seam in seams.items() if seam is not None and name in parameters(algorithm)}
     with explained("this algorithm cannot be built on this net"):
         learner = make(plain["algo"], "algo", MetaLearner, allow, **kwargs)
     module = EpisodeDataModule(

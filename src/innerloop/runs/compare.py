@@ -23,10 +23,12 @@ from scipy import stats
 from innerloop.errors import InputError
 from innerloop.runs.config import CONFIG
 from innerloop.runs.record import RESULTS
+from innerloop.runs.report.style import METRICS
 
 # Keys of a data configuration that test episodes do not depend on, apart from their number and how a picture is seen.
 TRAINING_KEYS = (
-    *("augment", "meta_batch_size", "num_workers", "overlap", "rotations", "test_episodes", "train_queries", "weights"),
+    *("augment", "discount", "meta_batch_size", "num_workers", "overlap", "rotations", "test_episodes"),
+    *("train_queries", "weights"),
 )
 SEEN_KEYS = ("backbone", "standardize", "size", "channels")
 # Keys that runs may lack because they are older, with the values that those runs had.
@@ -51,7 +53,7 @@ class FinishedRun:
 
     @property
     def metric(self) -> str:
-        older = (name for name in ("accuracy", "mse", "loss") if name in self.results["test"])
+        older = (name for name in METRICS if name in self.results["test"])
         return self.results.get("metric") or next(older)
 
     def values(self, step: int | str | None = None, metric: str | None = None) -> np.ndarray:

@@ -175,4 +175,4 @@ def evaluate_run(cfg: DictConfig) -> None:
         write_episodes(out / "test_episodes.csv", parts.learner.curve.names, found.values, found.sources)
         save_figures(out, parts.tasks, parts.learner, parts.data, found.test)
         write_json(out / RESULTS, results)
-        print(closing_table(results, parts.tasks.metric, out), flush=True)
+        print(closing_table(results, parts.tasks.metric, out, parts.tasks.beside), flush=True)

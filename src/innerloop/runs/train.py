@@ -263,7 +263,7 @@ def test_and_report(cfg: DictConfig, run_dir: Path, parts: Parts, trainer: Train
         for tracker in trackers(loggers):
             tracker.log_closing(Closing(results, *flatten(results), rows, figures))
         write_json(run_dir / RESULTS, results)
-        print(closing_table(results, parts.tasks.metric, run_dir), flush=True)
+        print(closing_table(results, parts.tasks.metric, run_dir, parts.tasks.beside), flush=True)
     return found.validation[parts.tasks.metric]["mean"]
 
 

@@ -95,13 +95,13 @@ def bars(rows: Sequence[Row], metric: str) -> Figure:
     for place, s, ci95 in zip(places, numbers, intervals, strict=True):
         text = f"{short(s['mean'], metric)} ± {short(ci95, metric)}"
         ax.annotate(text, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
-    limit = _bar_limit(means, half, metric)
+    start, limit = _bar_limits(means, half, metric)
     cut = np.maximum(means, means + half) > limit
     if cut.any():
         ax.scatter(
             np.full(cut.sum(), limit), places[cut], marker=">", color=INK, clip_on=False, label="continues", zorder=5
         )
-    ax.set_xlim(0, limit)
+    ax.set_xlim(start, limit)
     ax.set_yticks(places, [row.name for row in some])
     ax.set_ylim(len(some) - 0.4, -0.6)
     ax.grid(axis="y", visible=False)
@@ -111,12 +111,16 @@ def bars(rows: Sequence[Row], metric: str) -> Figure:
     return figure
 
 
-def _bar_limit(means: np.ndarray, half: np.ndarray, metric: str) -> float:
-    """Return where the axis ends: at the end of the intervals, unless a bar or interval would dwarf all others."""
+def _bar_limits(means: np.ndarray, half: np.ndarray, metric: str) -> tuple[float, float]:
+    """Return where the axis starts and ends: at zero, or at the ends of the intervals on each side of it.
+
+    A positive bar or interval that would dwarf all others is cut.
+    """
+    start = 1.03 * np.min(means - half, where=np.isfinite(means - half), initial=0)
     most = min(ceiling(means, metric), np.max(means, where=np.isfinite(means), initial=0))
     ends = np.max(means + half, where=np.isfinite(means + half), initial=most)
-    limit = min(1.03 * ends, 2.5 * most) or 1.0
-    return min(limit, 100.0) if metric == "accuracy" else limit
+    limit = min(1.03 * ends, 2.5 * most) or (0.0 if start < 0 else 1.0)
+    return start, min(limit, 100.0) if metric == "accuracy" else limit
 
 
 def ceiling(largest: Sequence[float] | np.ndarray, metric: str) -> float:

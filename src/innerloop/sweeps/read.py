@@ -17,7 +17,7 @@ from innerloop.runs.compare import FinishedRun, read_run, recorded_overrides
 from innerloop.runs.config import CONFIG
 from innerloop.runs.locks import LOCK, holder
 from innerloop.runs.record import RESULTS
-from innerloop.runs.report.style import EMPTY, Column, read_metrics
+from innerloop.runs.report.style import EMPTY, METRICS, Column, read_metrics
 from innerloop.sweeps.jobs import ERROR, PRUNED
 from innerloop.sweeps.record import CONF, RECORD
 from innerloop.sweeps.rows import ReadJob, Row, headings, rows_of
@@ -25,7 +25,6 @@ from innerloop.sweeps.study import STUDY, Study, as_overrides, read_study
 
 RECORDS = (CONFIG, RESULTS, ERROR, PRUNED)
 NUMBERED = r"(\d+)(_|$)"
-METRICS = ("accuracy", "mse", "mae", "loss")
 
 # Overrides of a job that belong to the sweep.
 SWEEP_KEYS = ("sweep", "launcher", "resume")

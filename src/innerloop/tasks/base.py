@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from innerloop.episodes import SPLITS, InputError, MetaBatch, Samples, Split, Weights, apply
+from innerloop.episodes import SPLITS, InputError, MetaBatch, Observation, Samples, Split, SupportAt, Weights, apply
 
 
 class Tasks(ABC):
@@ -18,6 +18,7 @@ class Tasks(ABC):
     input_shape: shape of one x. output_size: number of outputs of the net for one x.
     metric: name of the metric that runs are compared by, one of the keys that `metrics` returns.
     fits: what to advise whoever chooses a net that does not take the sizes of the tasks.
+    beside: names of the metrics that no policy changes, such as an oracle's, which stand beside it.
     varied_ways: True if some tasks may have only the first few of the `output_size` classes.
     ragged: True if episodes differ in their shapes, so that meta-batches are lists.
     splits: the splits that there are episodes of. A source of a mixture may lack some.
@@ -31,6 +32,7 @@ class Tasks(ABC):
     fits: ClassVar[str] = "choose a net of numbers, such as net=mlp"
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
+    beside: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
     def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> MetaBatch:
@@ -60,6 +62,16 @@ class Tasks(ABC):
     def prepare(self, net: nn.Module) -> nn.Module:
         """Return a new net with what its own start asks to be taken from the training tasks; mostly that is nothing."""
         return net
+
+    @property
+    def observation(self) -> Observation | None:
+        """What a hypernetwork reads of a task. None: the samples themselves, as in all supervised families."""
+        return None
+
+    @property
+    def support_at(self) -> SupportAt | None:
+        """What inner step k sees of a support set. None: each sees all of it, as in all supervised families."""
+        return None
 
     def limit(self, split: Split) -> int | None:
         """Return the number of different tasks that an evaluation on a split has; None: as many as are drawn.

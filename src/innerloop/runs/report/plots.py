@@ -74,12 +74,13 @@ def adaptation_curve(
     metric: str,
     unadapted: Mapping[str, float] | None = None,
     train_steps: int | None = None,
+    beside: Mapping[str, float] | None = None,
 ) -> Figure:
     """Plot the mean of the metric over test episodes after each number of inner steps, with its 95 % interval.
 
     rows: {"step": s, metric: {"mean": …, "ci95": half-width, …}}, one row for each number of inner steps.
     unadapted: the same statistics before any adaptation, drawn as a dashed line.
-    train_steps: the number of inner steps in training.
+    train_steps: the number of inner steps in training. beside: values to compare with, by name, as dotted lines.
     """
     figure, (ax,) = panels(1, 1, width=6.4, height=4.0)
     steps = np.array([row["step"] for row in rows])
@@ -97,6 +98,9 @@ def adaptation_curve(
         ax.axhline(unadapted["mean"], color=VERMILLION, linestyle="--", linewidth=1.5, label="before any adaptation")
     if train_steps is not None:
         ax.axvline(train_steps, color=GREY, linewidth=0.9, zorder=0, label=f"inner steps in training: {train_steps}")
+    for (name, value), colour in zip((beside or {}).items(), (GREEN, INK, GREY), strict=False):
+        reference.append(value)
+        ax.axhline(value, color=colour, linestyle=":", linewidth=1.5, label=name)
     log_where_wide(ax, metric, np.array([*mean, *reference]))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set(title="Adaptation to test tasks", xlabel="inner gradient steps on the support set", ylabel=_label(metric))
@@ -218,13 +222,13 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _loss_differs(columns: Mapping[str, Column], metric: str) -> bool:
-    """Return True if the loss was recorded and differs from the metric. In regression they are equal."""
+    """Return True if the loss was recorded and is neither the metric, as in regression, nor its negative value."""
     if metric == "loss":
         return False
     for part in ("train", "val"):
         (steps, loss), (others, values) = (columns.get(f"{part}/{name}", EMPTY) for name in ("loss", metric))
         both, i, j = np.intersect1d(steps, others, return_indices=True)
-        if len(loss) and not (len(both) and np.allclose(loss[i], values[j], rtol=1e-5, atol=0)):
+        if len(loss) and not (len(both) and np.allclose(abs(loss[i]), abs(values[j]), rtol=1e-5, atol=0)):
             return True
     return False
 

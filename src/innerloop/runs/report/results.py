@@ -75,8 +75,8 @@ def episode_rows(names: Sequence[str], values: Tensor, step: int) -> list[dict[s
     ]
 
 
-def closing_table(results: Mapping[str, Any], metric: str, run_dir: Path) -> str:
-    """Return the lines that a run ends with."""
+def closing_table(results: Mapping[str, Any], metric: str, run_dir: Path, beside: Sequence[str] = ()) -> str:
+    """Return the lines that a run ends with. beside: metrics that no adaptation changes, in lines of their own."""
     test, trained = results["test"], ""
     if results.get("steps") == 0:
         trained = ", not trained"
@@ -92,6 +92,7 @@ def closing_table(results: Mapping[str, Any], metric: str, run_dir: Path) -> str
     shown = [("before adaptation", test["unadapted"])]
     # Where nothing writes the weights that the steps start from, step 0 is no adaptation.
     shown += [(str(row["step"]), row) for row in test["by_step"] if row["step"] or row[metric] != shown[0][1][metric]]
+    shown += [(name, {metric: test[name]}) for name in beside]
     for label, row in shown:
         entry = row[metric]
         mark = "  <- reported" if row.get("step") == test["step"] else ""

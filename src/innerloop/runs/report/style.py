@@ -14,9 +14,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
 INK, GREY = "#222222", "#8C8C8C"
 
-NAMES = {"mse": "mean squared error", "accuracy": "accuracy", "loss": "query loss", "mae": "mean absolute error"}
-UNITS = {"mse": "squared units of y", "accuracy": "fraction correct", "mae": "units of y"}
-ERRORS = {"mse", "mae", "rmse", "loss"}
+METRICS = ("accuracy", "mse", "mae", "regret", "return", "loss")
+"""Metrics of task families. A run without the record of its own has the first of these that it reports."""
+NAMES = {"mse": "mean squared error", "mae": "mean absolute error", "loss": "query loss"}
+UNITS = {
+    "mse": "squared units of y",
+    "mae": "units of y",
+    "accuracy": "fraction correct",
+    "return": "sum of the rewards of a trajectory",
+    "regret": "reward of the best arm less the expected reward",
+}
+ERRORS = {"mse", "mae", "rmse", "loss", "regret"}
 """Metrics that are better when lower."""
 
 Column = tuple[np.ndarray, np.ndarray]

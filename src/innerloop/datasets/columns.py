@@ -12,7 +12,7 @@ from innerloop.datasets.files import opened
 from innerloop.datasets.tables import SEPARATORS
 from innerloop.episodes import InputError
 
-BLOCK = 100_000
+BLOCK = 20_000
 """Number of rows that are read at a time."""
 LONGEST_LINE = 10 * 2**20
 """Characters of a line, above which a file is no table."""

@@ -17,6 +17,7 @@ from innerloop.datasets.files import opened
 from innerloop.devices.files import user_path
 from innerloop.episodes import weights_of, with_weights
 from innerloop.errors import InputError
+from innerloop.learners.simple_cnaps import with_quadratic_head
 from innerloop.practice.adapted import Adapted
 from innerloop.practice.embedding import restored
 from innerloop.practice.heads import Novelty, VectorModel
@@ -171,7 +172,13 @@ def _vector_model(state: dict[str, Any]) -> VectorModel:
 def _net_model(state: dict[str, Any], allow: Sequence[str]) -> NetModel:
     shape = tuple(state["input_shape"])
     net: nn.Module = make(state["net"], "net", nn.Module, allow, input_shape=shape, output_size=state["outputs"])
+    factors = state["weights"].get("head.factors")
+    if factors is not None:
+        net = with_quadratic_head(net)
     expected = {name: w.shape for name, w in weights_of(net).items()}
+    if factors is not None:  # as many rows as an adaptation writes, or none
+        classes, _, size = expected["head.factors"]
+        expected["head.factors"] = torch.Size((classes, size if factors.numel() else 0, size))
     if {name: w.shape for name, w in state["weights"].items()} != expected:
         raise InputError("the model's weights do not fit its net")
     net.eval().requires_grad_(False)

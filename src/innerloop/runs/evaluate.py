@@ -165,7 +165,7 @@ def evaluate_run(cfg: DictConfig) -> None:
         results = {
             "run": str(run),
             "checkpoint": cfg.checkpoint,
-            "adapt": cfg.adapt,
+            **({} if cfg.adapt == "inner" else {"adapt": cfg.adapt}),
             **describe(cfg, parts.learner),
             "metric": parts.tasks.metric,
             "validation": found.validation,

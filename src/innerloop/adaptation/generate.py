@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from innerloop.adaptation.adaptation import Adaptation
 from innerloop.adaptation.heads import classes_present, without_absent
 from innerloop.episodes import Samples, Weights, features
+from innerloop.nets.additive import PairEncoder, PairGenerator
 from innerloop.nets.generator import Generator
 from innerloop.nets.set_encoder import SetEncoder
 
@@ -36,8 +37,8 @@ class Generate(Adaptation):
 
     def __init__(
         self,
-        encoder: SetEncoder | ZeroCode,
-        generator: Generator,
+        encoder: SetEncoder | PairEncoder | ZeroCode,
+        generator: Generator | PairGenerator,
         *,
         read_features: bool = False,
         residual: bool = True,

@@ -17,8 +17,8 @@ class TaskRelation:
     """The settings of a task relation model, which learners have as keyword arguments.
 
     encoder: "deepsets", or "attention" for a block of self-attention before the points are pooled, or
-        "pairs" for tables: a code for each pair of a class and a feature, which writes the head of net=additive and knows
-        no order of features or of classes; written weights replace theta. width: of its code.
+        "pairs" for tables: a code for each pair of a class and a feature, which writes the head of net=additive and
+        knows no order of features or of classes; written weights replace theta. width: of its code.
     writes: the weights that are written. "all": from the (x, y) pairs. "head": row by row from one code per class, over
         the features of the net's own body. "film": the scale and shift of the net's norms, from the mean of the codes.
         "head+film": both. "auto": all for nets without convolutions, head+film for nets with convolutions.

@@ -37,9 +37,7 @@ class Additive(nn.Module):
     x: (n, *input_shape) -> (n, output_size).
     """
 
-    def __init__(
-        self, input_shape: int | Sequence[int], output_size: int, functions: int = 4, width: int = 16
-    ) -> None:
+    def __init__(self, input_shape: int | Sequence[int], output_size: int, functions: int = 4, width: int = 16) -> None:
         super().__init__()
         if functions < 2 or width < 1:
             raise InputError(f"functions must be above one and width above zero, got {functions} and {width}")

@@ -20,8 +20,8 @@ RELEVANT = 0.6
 class TablePrior(Classification):
     """Tasks that are tables: `rows` labelled rows and `queries` others, whose features are columns.
 
-    The number of features is uniform from `least_features` to `most_features`, further columns are zero; that of classes
-    from `least_ways` to `most_ways`, the table has the classes from 0 on. A column is normal, skewed, heavy-tailed or
+    The number of features is uniform from `least_features` to `most_features`, further columns are zero; that of
+    classes from `least_ways` to `most_ways`, the table has the classes from 0 on. A column is normal, skewed, heavy-tailed or
     binary, columns may be correlated, and each is standardised over the rows of its table. The label of a row is an
     argmax of linear functions, the cluster that the row is drawn from, a leaf of a tree, or an argmax of a small net's
     outputs; some features are irrelevant. A support label is replaced by a random other one with probability `flip`;
@@ -77,7 +77,7 @@ class TablePrior(Classification):
 
     def _table(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         for _ in range(TRIES):
-            d, k = rng.integers(*self.features, endpoint=True), rng.integers(*self.ways, endpoint=True)
+            d, k = (int(rng.integers(*ends, endpoint=True)) for ends in (self.features, self.ways))
             kind = self.kinds[rng.integers(len(self.kinds))]
             if kind == "clusters":
                 x, y = _clusters(rng, self.rows + self.queries, d, k)
@@ -104,8 +104,8 @@ class TablePrior(Classification):
         support, query = episode
         found = torch.zeros(*query.y.shape, self.output_size, dtype=torch.float64)
         for i in range(len(query.y)):
-            parts = [part[i].numpy() for part in (support.x, support.y, query.x)]
-            found[i] = torch.from_numpy(self._posterior(*parts, effective, block, blocks))
+            x, y, x_query = (part[i].numpy() for part in (support.x, support.y, query.x))
+            found[i] = torch.from_numpy(self._posterior(x, y, x_query, effective, block, blocks))
         return found
 
     def _posterior(

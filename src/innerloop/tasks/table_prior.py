@@ -21,9 +21,9 @@ class TablePrior(Classification):
     """Tasks that are tables: `rows` labelled rows and `queries` others, whose features are columns.
 
     The number of features is uniform from `least_features` to `most_features`, further columns are zero; that of
-    classes from `least_ways` to `most_ways`, the table has the classes from 0 on. A column is normal, skewed, heavy-tailed or
-    binary, columns may be correlated, and each is standardised over the rows of its table. The label of a row is an
-    argmax of linear functions, the cluster that the row is drawn from, a leaf of a tree, or an argmax of a small net's
+    classes from `least_ways` to `most_ways`, the table has the classes from 0 on. A column is normal, skewed,
+    heavy-tailed or binary, columns may be correlated, and each is standardised over the rows of its table. The label
+    of a row is an argmax of linear functions, the cluster that the row is drawn from, a leaf of a tree, or an argmax of a small net's
     outputs; some features are irrelevant. A support label is replaced by a random other one with probability `flip`;
     query labels are true. Tables without two support rows of each class are drawn again.
 

@@ -118,7 +118,7 @@ def patients(count: int, first: int = 0) -> list[list[object]]:
     for i in range(first, first + count):
         rng, ill = np.random.default_rng(i), i % 2
         age = "" if i % 7 == 3 else int(rng.integers(20, 90))
-        found.append([f"p{i}", age, f"{5 + 3 * ill + rng.normal():.3f}", "mf"[rng.integers(2)], ["well", "ill"][ill]])
+        found.append([f"p{i}", age, f"{5 + 8 * ill + rng.normal():.3f}", "mf"[rng.integers(2)], ["well", "ill"][ill]])
     return found
 
 

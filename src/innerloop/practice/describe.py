@@ -93,8 +93,9 @@ def warnings_of(about: dict[str, Any]) -> list[str]:
         ]
     for name, baseline in about["baselines"].items():
         ours, theirs = validation["accuracy"], baseline["accuracy"]
-        # A backbone's own class means were among the classifiers to choose from.
-        if not (name == BACKBONE_MEANS and MEANS in validation["candidates"]) and ours <= theirs and theirs < 1:
+        # What was among the classifiers to choose from is no other model; so are a backbone's own class means.
+        own = MEANS if name == BACKBONE_MEANS else name
+        if own not in validation["candidates"] and ours <= theirs and theirs < 1:
             found.append(
                 f"The adapted model does not beat {name}: {100 * ours:.1f} % against {100 * theirs:.1f} % of the "
                 f"left-out {noun}s."

@@ -130,7 +130,7 @@ def _about(
 
 
 def _baselines(x: Tensor, y: Tensor, classes: int, held_out: HeldOut) -> dict[str, dict[str, Any]]:
-    """Return the held-out accuracies of the most frequent class, class means and logistic regression."""
+    """Return the held-out accuracies of the most frequent class, class means and each candidate."""
     labels = y[held_out.members]
 
     def means(x: Tensor, y: Tensor, classes: int) -> dict[str, VectorModel]:
@@ -143,6 +143,6 @@ def _baselines(x: Tensor, y: Tensor, classes: int, held_out: HeldOut) -> dict[st
     found = {
         "the most frequent class": Share(int(torch.bincount(labels, minlength=classes).max()), len(labels)),
         MEANS: accuracy(again.scores[MEANS], y[again.members]),
-        REGRESSION: accuracy(held_out.scores[REGRESSION], labels),
+        **{name: accuracy(scores, labels) for name, scores in held_out.scores.items()},
     }
     return {name: {"accuracy": s.value, "interval": list(s.interval)} for name, s in found.items()}

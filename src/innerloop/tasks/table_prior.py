@@ -23,9 +23,9 @@ class TablePrior(Classification):
     The number of features is uniform from `least_features` to `most_features`, further columns are zero; that of
     classes from `least_ways` to `most_ways`, the table has the classes from 0 on. A column is normal, skewed,
     heavy-tailed or binary, columns may be correlated, and each is standardised over the rows of its table. The label
-    of a row is an argmax of linear functions, the cluster that the row is drawn from, a leaf of a tree, or an argmax of a small net's
-    outputs; some features are irrelevant. A support label is replaced by a random other one with probability `flip`;
-    query labels are true. Tables without two support rows of each class are drawn again.
+    of a row is an argmax of linear functions, the cluster that the row is drawn from, a leaf of a tree, or an argmax
+    of a small net's outputs; some features are irrelevant. A support label is replaced by a random other one with
+    probability `flip`; query labels are true. Tables without two support rows of each class are drawn again.
 
     x: (n, most_features). y: (n,) int64. kinds: of `KINDS`, equally likely.
     Raises InputError for sizes that are not possible, an unknown kind, and a flip outside [0, 0.5).

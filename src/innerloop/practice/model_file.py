@@ -97,11 +97,13 @@ def _adapted(content: dict[str, Any], batch_size: int, allow: Sequence[str]) -> 
             f"the adapted model has {heads} outputs for {len(classes)} classes, or values that are no numbers"
         )
     _check_about(content["about"], classes)
+    form = TableForm.restored(content["embedding"]) if "columns" in content["embedding"] else None
+    inputs = model.input_shape[0] if isinstance(model, NetModel) else model.weight.shape[1]
+    if form is not None and inputs != sum(len(column.mean) for column in form.columns):
+        raise InputError(f"the adapted model reads {inputs} numbers, and its columns become others")
     return Adapted(
         classes=classes,
-        embedding=TableForm.restored(content["embedding"])
-        if "columns" in content["embedding"]
-        else restored(content["embedding"], batch_size, allow),
+        embedding=form or restored(content["embedding"], batch_size, allow),
         model=model,
         temperature=numbers[0],
         threshold=None if content["threshold"] is None else numbers[1],

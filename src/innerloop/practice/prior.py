@@ -28,7 +28,8 @@ class PriorModel:
     """
 
     def __init__(self, content: dict[str, Any]) -> None:
-        self.net, self.algo, self.state = content["net"], content["algo"], content["state"]
+        self.net, self.algo = content["net"], content["algo"]
+        self.state: dict[str, Tensor] = {name: w.float() for name, w in content["state"].items()}
         self.command: str = content["command"]
 
     def learner(self, features: int, classes: int) -> MetaLearner:
@@ -56,8 +57,8 @@ class PriorModel:
 
 
 def of_run(run: Run, command: str) -> dict[str, Any]:
-    """Return what ships of a run on tables. Raises InputError if the learner's size depends on the table."""
-    state = {name: w.half().float() for name, w in run.learner.state_dict().items() if name not in OF_TABLE}
+    """Return what ships of a run on tables, its meta-parameters in half precision. command: what it was run with."""
+    state = {name: w.half() for name, w in run.learner.state_dict().items() if name not in OF_TABLE}
     return {"net": run.config["net"], "algo": run.config["algo"], "state": state, "command": command}
 
 

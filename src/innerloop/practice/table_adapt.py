@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor
 
 from innerloop.errors import InputError
+from innerloop.learners import MetaLearner
 from innerloop.practice.adapted import FALSE_ALARMS, Adapted, calibrated, classes_of
 from innerloop.practice.describe import accuracy, describe_support, describe_validation, warnings_of
 from innerloop.practice.heads import MEANS, Identity, Novelty, VectorModel, class_means, nearest_mean
 from innerloop.practice.learned import NetModel
-from innerloop.practice.prior import PriorModel, shipped
+from innerloop.practice.prior import shipped
 from innerloop.practice.tables import FITTED_ON, form_of, leaks, read
 from innerloop.practice.validation import HeldOut, Share, hold_out
 
@@ -102,16 +104,14 @@ def regression(x: Tensor, y: Tensor, classes: int) -> VectorModel:
     return VectorModel(form, weight, bias, Novelty(form, class_means(x, y, classes)))
 
 
-_made: dict[tuple[int, int], tuple[PriorModel, Any]] = {}
-
-
 def _learner(x: Tensor, y: Tensor, classes: int) -> NetModel:
-    sizes = (x.shape[1], classes)
-    if sizes not in _made:
-        _made.clear()  # the sizes are those of one table, and the learner is made once for all rows that are left out
-        _made[sizes] = (shipped(), shipped().learner(*sizes))
-    prior, learner = _made[sizes]
-    return prior.fitted(learner, x, y, classes)
+    return shipped().fitted(_learner_of(x.shape[1], classes), x, y, classes)
+
+
+@lru_cache(maxsize=1)
+def _learner_of(features: int, classes: int) -> MetaLearner:
+    """Return the learner of one table's sizes, which is made once for all rows that are left out."""
+    return shipped().learner(features, classes)
 
 
 def _about(

@@ -1,33 +1,33 @@
 """The numbers of docs/your-own-tables.md: logistic regression, the shipped learner and what leave-one-out chooses.
 
-    python scripts/table_results.py            # all; prior | linear | real: a part
+    pytest -m slow -s -n 0 tests/test_table_results.py     # prints them; -k prior | linear | iris: a part
 
-prior: 1,000 test tables of data=table_prior. linear: 300 tables of two classes and 2 or 3 features whose labels are
-linear rules, with the Bayes prediction. real: breast_cancer, iris and wine of scikit-learn, 5 labelled rows of each
-class, all others to predict, 100 draws. Means with 95 % intervals; "over": the paired difference.
+prior: 400 test tables of data=table_prior. linear: 100 tables of two classes and 2 or 3 features whose labels are
+linear rules, with the Bayes prediction. breast_cancer, iris, wine: of scikit-learn, 5 labelled rows of each class, all
+others to predict, 100 draws. Means with 95 % intervals; "over": the paired difference.
 """
 
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
-
-from innerloop.episodes import episode_rng  # noqa: E402
-from innerloop.metrics import summarize  # noqa: E402
-from innerloop.practice.table_adapt import LEARNER, REGRESSION, candidates  # noqa: E402
-from innerloop.practice.tables import Table, form_of  # noqa: E402
-from innerloop.practice.validation import choose, hold_out  # noqa: E402
-from innerloop.tasks.table_prior import TablePrior  # noqa: E402
+from innerloop.episodes import episode_rng
+from innerloop.metrics import summarize
+from innerloop.practice.table_adapt import LEARNER, REGRESSION, candidates
+from innerloop.practice.tables import Table, form_of
+from innerloop.practice.validation import choose, hold_out
+from innerloop.tasks.table_prior import TablePrior
 
 DRAWS, SHOTS = 100, 5
+Rows = dict[str, list[float]]
+pytestmark = pytest.mark.slow
 
 
-def show(title: str, rows: dict[str, list[float]], pairs: list[tuple[str, str]]) -> None:
+def show(title: str, rows: Rows, pairs: list[tuple[str, str]]) -> None:
     """Print each row's mean accuracy, and paired differences, in percent."""
     print(title, flush=True)
     for name, values in rows.items():
@@ -41,10 +41,10 @@ def _interval(values: list[float]) -> str:
     return f"{s['mean']:.2f} ± {s['ci95']:.2f}"
 
 
-def on_prior(tables: int, bayes: bool, **settings: object) -> None:
-    """Print the results on test tables of the prior."""
-    tasks = TablePrior(**settings)  # type: ignore[arg-type]
-    rows: dict[str, list[float]] = {REGRESSION: [], LEARNER: []} | ({"Bayes": []} if bayes else {})
+def on_prior(tables: int, bayes: bool, **settings: Any) -> Rows:
+    """Print and return the accuracies on test tables of the prior."""
+    tasks = TablePrior(**settings)
+    rows: Rows = {REGRESSION: [], LEARNER: []} | ({"Bayes": []} if bayes else {})
     for start in range(0, tables, 50):
         batch = tasks.draw("test", [episode_rng(0, "test", i) for i in range(start, start + 50)])
         for i in range(50):
@@ -57,14 +57,15 @@ def on_prior(tables: int, bayes: bool, **settings: object) -> None:
             rows["Bayes"] += right.double().mean(1).tolist()
     pairs = [(LEARNER, REGRESSION)]
     show(f"{tables} tables of the prior {settings}", rows, pairs + ([(n, "Bayes") for n in rows][:2] if bayes else []))
+    return rows
 
 
-def on_real(name: str) -> None:
-    """Print the results on a data set of scikit-learn."""
+def on_real(name: str) -> Rows:
+    """Print and return the accuracies on a data set of scikit-learn."""
     from sklearn import datasets
 
     data = getattr(datasets, f"load_{name}")()
-    rows: dict[str, list[float]] = {REGRESSION: [], LEARNER: [], "the choice": []}
+    rows: Rows = {REGRESSION: [], LEARNER: [], "the choice": []}
     for draw in range(DRAWS):
         order = np.random.default_rng(draw).permutation(len(data.target))
         chosen = np.concatenate([order[data.target[order] == c][:SHOTS] for c in np.unique(data.target)])
@@ -79,10 +80,11 @@ def on_real(name: str) -> None:
             rows[kind].append(_accuracy(model(q).logits, t))
         rows["the choice"].append(rows[choose(held_out, y)][-1])
     show(f"{name}, {SHOTS} rows of each class, {DRAWS} draws", rows, [(n, REGRESSION) for n in rows][1:])
+    return rows
 
 
-def _table(data: object, members: np.ndarray) -> Table:
-    x, y = data.data[members], data.target[members]  # type: ignore[attr-defined]
+def _table(data: Any, members: np.ndarray) -> Table:
+    x, y = data.data[members], data.target[members]
     columns = {f"column {j}": list(map(repr, map(float, x[:, j]))) for j in range(x.shape[1])}
     return Table(Path("table.csv"), {**columns, "class": list(map(str, y))}, len(members))
 
@@ -91,12 +93,24 @@ def _accuracy(logits: Tensor, y: Tensor) -> float:
     return (logits.argmax(1) == y).double().mean().item()
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    parts = sys.argv[1:] or ["prior", "linear", "real"]
-    if "prior" in parts:
-        on_prior(1000, False)
-    if "linear" in parts:
-        on_prior(300, True, kinds=["linear"], most_features=3, most_ways=2)
-    for name in ("breast_cancer", "iris", "wine") if "real" in parts else ():
-        on_real(name)
+def paired(rows: Rows, first: str, second: str) -> tuple[float, float]:
+    s = summarize(torch.tensor(np.subtract(rows[first], rows[second])))
+    return s["mean"], s["ci95"]
+
+
+def test_the_learner_beats_logistic_regression_on_tables_of_the_prior() -> None:
+    mean, half = paired(on_prior(400, False), LEARNER, REGRESSION)
+    assert mean - half > 0
+
+
+def test_nobody_beats_the_bayes_prediction_on_linear_tables() -> None:
+    rows = on_prior(100, True, kinds=["linear"], most_features=3, most_ways=2)
+    for name in (LEARNER, REGRESSION):
+        mean, half = paired(rows, name, "Bayes")
+        assert mean < half
+
+
+@pytest.mark.parametrize("name", ["breast_cancer", "iris", "wine"])
+def test_the_choice_is_within_a_point_of_logistic_regression(name: str) -> None:
+    mean, _ = paired(on_real(name), "the choice", REGRESSION)
+    assert mean > -0.01

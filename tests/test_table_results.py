@@ -2,7 +2,7 @@
 
     pytest -m slow -s -n 0 tests/test_table_results.py     # prints them; -k prior | linear | iris: a part
 
-prior: 400 test tables of data=table_prior. linear: 100 tables of two classes and 2 or 3 features whose labels are
+prior: 200 test tables of data=table_prior. linear: 60 tables of two classes and 2 or 3 features whose labels are
 linear rules, with the Bayes prediction. breast_cancer, iris, wine: of scikit-learn, 5 labelled rows of each class, all
 others to predict, 100 draws. Means with 95 % intervals; "over": the paired difference.
 """
@@ -99,12 +99,12 @@ def paired(rows: Rows, first: str, second: str) -> tuple[float, float]:
 
 
 def test_the_learner_beats_logistic_regression_on_tables_of_the_prior() -> None:
-    mean, half = paired(on_prior(400, False), LEARNER, REGRESSION)
+    mean, half = paired(on_prior(200, False), LEARNER, REGRESSION)
     assert mean - half > 0
 
 
 def test_nobody_beats_the_bayes_prediction_on_linear_tables() -> None:
-    rows = on_prior(100, True, kinds=["linear"], most_features=3, most_ways=2)
+    rows = on_prior(60, True, kinds=["linear"], most_features=3, most_ways=2)
     for name in (LEARNER, REGRESSION):
         mean, half = paired(rows, name, "Bayes")
         assert mean < half

@@ -16,7 +16,7 @@ from innerloop.devices.startup import fast_imports  # noqa: E402
 from innerloop.errors import InputError  # noqa: E402
 from innerloop.runs import command, keys, schemas  # noqa: E402
 
-PATHS = ("support", "query", "out", "run", "model")
+PATHS = ("support", "query", "out", "run", "model", "label", "id")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="adapt")

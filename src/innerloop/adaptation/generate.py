@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from innerloop.adaptation.adaptation import Adaptation
 from innerloop.adaptation.heads import classes_present, without_absent
 from innerloop.episodes import Observation, Samples, Weights, apply, features
+from innerloop.nets.additive import PairEncoder, PairGenerator
 from innerloop.nets.generator import Generator
 from innerloop.nets.set_encoder import SetEncoder
 
@@ -40,8 +41,8 @@ class Generate(Adaptation):
 
     def __init__(
         self,
-        encoder: SetEncoder | ZeroCode,
-        generator: Generator,
+        encoder: SetEncoder | PairEncoder | ZeroCode,
+        generator: Generator | PairGenerator,
         *,
         read_features: bool = False,
         read_predictions: bool = False,

@@ -36,17 +36,7 @@ def read_table(path: Path, labelled: bool = True) -> list[Row]:
     labelled: whether a column of labels must be there.
     Raises InputError for a file that cannot be read, a missing column, and a table without rows.
     """
-    text = _text(path)
-    head = text.partition("\n")[0].partition("\r")[0]
-    given = head.strip().lower().removeprefix("sep=")
-    if given != head.strip().lower() and len(given) == 1:  # Excel's own first line
-        text, separator = text[len(head) :].lstrip("\r\n"), given
-    else:
-        separator = max(SEPARATORS, key=head.count)
-    try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
-    except csv.Error as error:
-        raise InputError(f"{path} is no table: {error}") from error
+    rows = cells(path)
     names = [name.strip().lower() for name in rows[0]] if rows else []
     columns = [next((names.index(n) for n in known if n in names), None) for known in (FILES, LABELS, SPLITS)]
     for column, what, known, needed in zip(columns, ("file", "label"), (FILES, LABELS), (True, labelled), strict=False):
@@ -66,6 +56,21 @@ def read_table(path: Path, labelled: bool = True) -> list[Row]:
             f"{path}: the file {broken[:40]!r}… has a line break or no end: is a quotation mark not closed?"
         )
     return [Row((file or "").replace("\\", "/"), label, split) for file, label, split in found]
+
+
+def cells(path: Path) -> list[list[str]]:
+    """Return the cells of a table, row by row; the first row has the names of the columns: see `read_table`."""
+    text = _text(path)
+    head = text.partition("\n")[0].partition("\r")[0]
+    given = head.strip().lower().removeprefix("sep=")
+    if given != head.strip().lower() and len(given) == 1:  # Excel's own first line
+        text, separator = text[len(head) :].lstrip("\r\n"), given
+    else:
+        separator = max(SEPARATORS, key=head.count)
+    try:
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+    except csv.Error as error:
+        raise InputError(f"{path} is no table: {error}") from error
 
 
 def _text(path: Path) -> str:

@@ -6,17 +6,19 @@ from torch import nn
 
 from innerloop.adaptation import Generate
 from innerloop.episodes import InputError, Observation, task_weights
-from innerloop.nets import Generator, SetEncoder, convolutional
+from innerloop.nets import Additive, Generator, PairEncoder, PairGenerator, SetEncoder, convolutional
 
 WRITES = ("auto", "all", "head", "film", "head+film")
-ENCODERS = ("deepsets", "attention")
+ENCODERS = ("deepsets", "attention", "pairs")
 
 
 @dataclass(frozen=True)
 class TaskRelation:
     """The settings of a task relation model, which learners have as keyword arguments.
 
-    encoder: "deepsets", or "attention" for a block of self-attention before the points are pooled. width: of its code.
+    encoder: "deepsets", or "attention" for a block of self-attention before the points are pooled, or
+        "pairs" for tables: a code for each pair of a class and a feature, which writes the head of net=additive and
+        knows no order of features or of classes; written weights replace theta. width: of its code.
     writes: the weights that are written. "all": from the (x, y) pairs. "head": row by row from one code per class, over
         the features of the net's own body. "film": the scale and shift of the net's norms, from the mean of the codes.
         "head+film": both. "auto": all for nets without convolutions, head+film for nets with convolutions.
@@ -45,6 +47,10 @@ class TaskRelation:
         for the support set; not for writes="all". Raises InputError if the net has no such weights, and if it is to
         read one code per class where there are none.
         """
+        if self.encoder == "pairs":
+            if predictions:
+                raise InputError("encoder=pairs reads no predictions: choose another encoder")
+            return self._of_pairs(net)
         writes = self.writes
         if writes == "auto":
             writes = "head+film" if convolutional(net) else "all"
@@ -82,3 +88,11 @@ class TaskRelation:
             residual=residual,
             observation=observation,
         )
+
+    def _of_pairs(self, net: nn.Module) -> Generate:
+        if not isinstance(net, Additive):
+            raise InputError(f"encoder=pairs writes the head of net=additive and not of {type(net).__name__}")
+        if self.writes not in ("auto", "head") or self.init != "zero" or self.chunk_size is not None:
+            raise InputError("encoder=pairs writes the head alone: leave writes, init and chunk_size out")
+        reader = PairEncoder(net.input_size, net.output_size, net.functions, self.width)
+        return Generate(reader, PairGenerator(net.functions, self.width), read_features=True, residual=False)

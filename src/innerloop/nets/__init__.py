@@ -1,5 +1,6 @@
 """Nets that learners adapt, and the parts of hypernetworks. All norms here are exact under `torch.vmap`."""
 
+from innerloop.nets.additive import Additive, PairEncoder, PairGenerator
 from innerloop.nets.conv4 import Conv4, convolutional
 from innerloop.nets.dense import MLP, Linear
 from innerloop.nets.factors import Factors
@@ -13,6 +14,7 @@ from innerloop.nets.set_encoder import SetEncoder
 
 __all__ = [
     "MLP",
+    "Additive",
     "BatchNorm",
     "CategoricalPolicy",
     "Conv2d",
@@ -23,6 +25,8 @@ __all__ = [
     "GroupNorm",
     "LayerNorm",
     "Linear",
+    "PairEncoder",
+    "PairGenerator",
     "QuadraticHead",
     "ResNet12",
     "SetEncoder",

@@ -18,6 +18,7 @@ from innerloop.practice.heads import MEANS, Scores, closed_form, in_their_span
 from innerloop.practice.learned import RunMethod
 from innerloop.practice.predictions import Predictions, joined
 from innerloop.practice.reading import Listing, Pictures, find, read_all, without_twins
+from innerloop.practice.tables import TableForm
 from innerloop.practice.validation import Fit, HeldOut, hold_out
 from innerloop.runs.load import Run, load_run
 
@@ -48,7 +49,7 @@ class Adapted:
     """
 
     classes: list[str]
-    embedding: Embedding
+    embedding: Embedding | TableForm
     model: Callable[[Tensor], Scores]
     temperature: float
     threshold: float | None
@@ -68,6 +69,11 @@ class Adapted:
         """
         if not 0 <= look_below <= 1:
             raise InputError(f"look_below must be from 0 to 1, got {look_below}")
+        if isinstance(self.embedding, TableForm):
+            rows = self.embedding.read(Path(query))
+            if not rows.files:
+                raise InputError(nothing_to_use("query", query, rows.listing.skipped))
+            return joined([self._predict(rows, rows.listing, look_below)], rows.listing.skipped)
         listing = find(Path(query), labelled=False)
         skipped, parts = list(listing.skipped), list[Predictions]()
         for start in range(0, len(listing.files), BLOCK):
@@ -182,6 +188,7 @@ def check_numbers(false_alarms: float, workers: int, batch_size: int) -> None:
 def _about(found: Adapted, run: Run | None, remarks: list[str], false_alarms: float, workers: int) -> dict[str, Any]:
     """Return what is said of an adapted model, and log its warnings."""
     assert found.support is not None
+    assert isinstance(found.embedding, Embedding)
     assert found.y is not None
     about: dict[str, Any] = {
         "method": found.chosen,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from innerloop.datasets.tables import TABLES
 from innerloop.devices.files import user_path
 from innerloop.errors import InputError
 from innerloop.practice.adapted import FALSE_ALARMS, Adapted, adapt
@@ -18,7 +19,9 @@ from innerloop.practice.model_file import MODEL, load, model_bytes
 from innerloop.practice.output import check_out, csv_text, write_out
 from innerloop.practice.predictions import Predictions, shown
 from innerloop.practice.recommend import is_on_ratings, recommend_command
-from innerloop.practice.report import report
+from innerloop.practice.report import noun_of, report
+from innerloop.practice.table_adapt import adapt_table
+from innerloop.practice.tables import FITTED_ON, is_table
 from innerloop.practice.validation import Share
 from innerloop.runs.checks import MOST_THREADS
 from innerloop.runs.record import messages
@@ -40,6 +43,9 @@ class Settings:
     workers: int = 4
     batch_size: int = 16
     threads: int | None = None
+    label: str | None = None
+    id: str | None = None
+    fit_on: str = "support"
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -54,12 +60,26 @@ class Settings:
                     raise InputError(f"{name}={getattr(self, name)}: an adapted model has its own; leave {name} out")
             if self.query is None:
                 raise InputError("model=… predicts new pictures: add query=NEW")
+        self._check_table()
         if not 0 <= self.look_below <= 1:
             raise InputError(f"look_below must be from 0 to 1, got {self.look_below}")
         for name, most in (("threads", MOST_THREADS), ("workers", MOST_THREADS), ("batch_size", 2**16)):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:
                 raise InputError(f"{name} must be from 1 to {most:,}, got {value}")
+
+    def _check_table(self) -> None:
+        if self.label is None:
+            if self.id is not None or self.fit_on != FITTED_ON[0]:
+                raise InputError("id and fit_on are for tables: add label=COLUMN, the column of the classes")
+            return
+        for name in ("model", "run", "backbone"):
+            if getattr(self, name) is not None:
+                raise InputError(f"label={self.label} and {name}: an own table has label, support and query alone")
+        for name in ("support", "query"):
+            path = getattr(self, name)
+            if path is not None and not is_table(path):
+                raise InputError(f"{name}={path}: with label=COLUMN it is a table, one of {', '.join(TABLES)}")
 
     def do(self) -> None:
         """Adapt, predict, write the folder `out` and print what matters."""
@@ -92,6 +112,15 @@ class Settings:
         if self.model is not None:
             return load(self.model, batch_size=self.batch_size, allow=self.allow)
         assert self.support is not None
+        if self.label is not None:
+            return adapt_table(
+                self.support,
+                self.label,
+                id=self.id,
+                query=self.query,
+                fit_on=self.fit_on,
+                false_alarms=FALSE_ALARMS if self.false_alarms is None else self.false_alarms,
+            )
         return adapt(
             self.support,
             run=self.run,
@@ -125,19 +154,19 @@ def skipped_table(adapted: Adapted, predictions: Predictions | None) -> str:
 def closing(adapted: Adapted, predictions: Predictions | None, out: Path, seconds: float) -> str:
     """Return what is printed at the end."""
     about = adapted.about
-    support = about["support"]
-    lines = [f"{len(adapted.classes)} classes, {support['pictures']} labelled pictures, {support['skipped']} set aside"]
+    support, noun = about["support"], noun_of(about)
+    lines = [f"{len(adapted.classes)} classes, {support['pictures']} labelled {noun}s, {support['skipped']} set aside"]
     lines.append(f"{about['method']} on {about['features']}")
     if (found := about.get("validation")) is not None:
         share = Share(round(found["accuracy"] * found["pictures"]), found["pictures"])
-        lines.append(f"left-out labelled pictures: {share} right")
+        lines.append(f"left-out labelled {noun}s: {share} right")
         lines += [f"  {name}: {100 * b['accuracy']:.1f} %" for name, b in about["baselines"].items()]
     if predictions is not None:
         new = predictions.summary()
-        lines.append(f"{new['pictures']} new pictures, {new['skipped']} set aside, {new['look']} deserve a look")
+        lines.append(f"{new['pictures']} new {noun}s, {new['skipped']} set aside, {new['look']} deserve a look")
         if (evaluation := new.get("evaluation")) is not None:
             share = Share(round(evaluation["accuracy"] * evaluation["pictures"]), evaluation["pictures"])
-            lines.append(f"labelled new pictures: {share} right")
+            lines.append(f"labelled new {noun}s: {share} right")
     lines.append(f"{out / 'report.html'} ({seconds:.0f} s)")
     return "\n".join(lines)
 

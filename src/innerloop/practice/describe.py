@@ -84,25 +84,26 @@ def _vectors(pictures: Pictures, workers: int) -> Tensor | None:
 
 def warnings_of(about: dict[str, Any]) -> list[str]:
     """Return what a user must know of these numbers, in sentences."""
-    found = []
+    found, noun = [], about.get("noun", "picture")
     validation = about.get("validation")
     if validation is None:
         return [
-            "Every class has one picture, so nobody knows how good these predictions are. Two or more pictures of each "
+            f"Every class has one {noun}, so nobody knows how good these predictions are. Two or more {noun}s of each "
             "class would tell."
         ]
     for name, baseline in about["baselines"].items():
         ours, theirs = validation["accuracy"], baseline["accuracy"]
-        # A backbone's own class means were among the classifiers to choose from.
-        if not (name == BACKBONE_MEANS and MEANS in validation["candidates"]) and ours <= theirs and theirs < 1:
+        # What was among the classifiers to choose from is no other model; so are a backbone's own class means.
+        own = MEANS if name == BACKBONE_MEANS else name
+        if own not in validation["candidates"] and ours <= theirs and theirs < 1:
             found.append(
                 f"The adapted model does not beat {name}: {100 * ours:.1f} % against {100 * theirs:.1f} % of the "
-                "left-out pictures."
+                f"left-out {noun}s."
             )
     if validation["pictures"] < FEW:
-        found.append(f"Only {validation['pictures']} pictures could be left out, so the accuracy is a rough one.")
+        found.append(f"Only {validation['pictures']} {noun}s could be left out, so the accuracy is a rough one.")
     single = [name for name, n in about["support"]["classes"].items() if n == 1]
     if single:
         count = "One class has" if len(single) == 1 else f"{len(single)} classes have"
-        found.append(f"{count} one picture, which cannot be left out: {', '.join(single[:5])}.")
+        found.append(f"{count} one {noun}, which cannot be left out: {', '.join(single[:5])}.")
     return found

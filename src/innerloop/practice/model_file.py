@@ -20,8 +20,9 @@ from innerloop.errors import InputError
 from innerloop.learners.simple_cnaps import with_quadratic_head
 from innerloop.practice.adapted import Adapted
 from innerloop.practice.embedding import restored
-from innerloop.practice.heads import Novelty, VectorModel
+from innerloop.practice.heads import Identity, Novelty, VectorModel
 from innerloop.practice.learned import NetModel
+from innerloop.practice.tables import TableForm
 from innerloop.runs.signatures import make
 
 MODEL = "adapted.pt"
@@ -97,9 +98,13 @@ def _adapted(content: dict[str, Any], batch_size: int, allow: Sequence[str]) -> 
             f"the adapted model has {heads} outputs for {len(classes)} classes, or values that are no numbers"
         )
     _check_about(content["about"], classes)
+    form = TableForm.restored(content["embedding"]) if "columns" in content["embedding"] else None
+    inputs = model.input_shape[0] if isinstance(model, NetModel) else model.weight.shape[1]
+    if form is not None and inputs != sum(len(column.mean) for column in form.columns):
+        raise InputError(f"the adapted model reads {inputs} numbers, and its columns become others")
     return Adapted(
         classes=classes,
-        embedding=restored(content["embedding"], batch_size, allow),
+        embedding=form or restored(content["embedding"], batch_size, allow),
         model=model,
         temperature=numbers[0],
         threshold=None if content["threshold"] is None else numbers[1],
@@ -122,6 +127,8 @@ def _check_about(about: dict[str, Any], classes: list[str]) -> None:
     if validation is not None:
         texts.append(validation["left_out"])
         counts.append(validation["pictures"])
+    if about.get("noun", "picture") not in ("picture", "row"):
+        raise InputError("what the adapted model says of itself is not what an adaptation writes")
     numbers = [n for share in shares for n in (share["accuracy"], *share["interval"])]
     numbers += [] if validation is None else [validation["calibration_error"], *validation["candidates"].values()]
     if (
@@ -138,7 +145,7 @@ def _state(adapted: Adapted) -> dict[str, Any]:
     model = adapted.model
     if isinstance(model, VectorModel):
         return {
-            "form": list(model.form),
+            "form": _form_state(model.form),
             "weight": model.weight,
             "bias": model.bias,
             "novelty": _novelty_state(model.novelty),
@@ -157,16 +164,26 @@ def _state(adapted: Adapted) -> dict[str, Any]:
     }
 
 
+def _form_state(form: Standard) -> list[Tensor | None] | None:
+    return None if isinstance(form, Identity) else list(form)
+
+
+def _form(state: list[Tensor | None] | None, like: Tensor) -> Standard:
+    return Identity(torch.zeros(like.shape[1], dtype=like.dtype)) if state is None else Standard(*state)  # type: ignore[arg-type]
+
+
 def _novelty_state(novelty: Novelty) -> dict[str, Any]:
-    return {"form": list(novelty.form), "means": novelty.means}
+    return {"form": _form_state(novelty.form), "means": novelty.means}
 
 
 def _novelty(state: dict[str, Any]) -> Novelty:
-    return Novelty(Standard(*state["form"]), state["means"])
+    return Novelty(_form(state["form"], state["means"]), state["means"])
 
 
 def _vector_model(state: dict[str, Any]) -> VectorModel:
-    return VectorModel(Standard(*state["form"]), state["weight"], state["bias"], _novelty(state["novelty"]))
+    return VectorModel(
+        _form(state["form"], state["weight"]), state["weight"], state["bias"], _novelty(state["novelty"])
+    )
 
 
 def _net_model(state: dict[str, Any], allow: Sequence[str]) -> NetModel:

@@ -53,3 +53,10 @@ nothing.</li>
 <li>Of few labelled pictures the intervals are wide; read them, and not the number alone.</li>
 <li>This is no medical device. It must not decide about a person's diagnosis or treatment.</li>
 </ul>"""
+
+OF_TABLES = (
+    MEANING.replace("pictures", "rows")
+    .replace("a picture", "a row")
+    .replace("A picture", "A row")
+    .replace("camera, light, place and season", "instruments, units, place and population")
+)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from innerloop.practice import figures
 from innerloop.practice.adapted import Adapted
-from innerloop.practice.page import MEANING, STYLE
+from innerloop.practice.page import MEANING, OF_TABLES, STYLE
 from innerloop.practice.predictions import Predictions, shown
 from innerloop.practice.reading import Preparation, Skipped, read_all
 from innerloop.practice.validation import reliability
@@ -21,29 +21,35 @@ SHOWN = 12
 CLASSES_SHOWN, PER_CLASS = 60, 6
 """Number of classes, and of pictures of each, among the labelled pictures that are shown."""
 SKIPPED_SHOWN = 30
-CHOSEN = " The model is the best of {n} on these pictures, which flatters it a little."
+CHOSEN = " The model is the best of {n} on these, which flatters it a little."
 
 
 def report(adapted: Adapted, predictions: Predictions | None, sources: dict[str, str], workers: int) -> str:
     """Return the report as HTML. sources: what was given, by its name, such as support -> labelled/."""
     about = adapted.about
-    counts = about["support"]
-    title = f"{len(adapted.classes)} classes, adapted to {counts['pictures']} labelled pictures"
+    counts, noun = about["support"], noun_of(about)
+    title = f"{len(adapted.classes)} classes, adapted to {counts['pictures']} labelled {noun}s"
     parts = [f"<h1>{escape(title)}</h1>", _given(about, sources), _notes(about)]
     parts += _quality(adapted, predictions)
+    files = "files" if noun == "picture" else "rows"
     if predictions is not None:
-        parts += _new_pictures(predictions, workers)
+        parts += _new_pictures(predictions, workers, noun)
     parts += _labelled(adapted)
     if adapted.support is not None:
-        parts += _skipped("Labelled files that were not used", adapted.support.listing.skipped)
+        parts += _skipped(f"Labelled {files} that were not used", adapted.support.listing.skipped)
     if predictions is not None:
-        parts += _skipped("New files that were not used", predictions.skipped)
-    parts.append(MEANING)
+        parts += _skipped(f"New {files} that were not used", predictions.skipped)
+    parts.append(MEANING if noun == "picture" else OF_TABLES)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
         f"<style>{STYLE}</style></head><body><main>\n" + "\n".join(filter(None, parts)) + "\n</main></body></html>\n"
     )
+
+
+def noun_of(about: dict[str, Any]) -> str:
+    """Return what a model was adapted to several of: "picture", or "row" of a table."""
+    return str(about.get("noun", "picture"))
 
 
 def text(value: str) -> str:
@@ -70,8 +76,8 @@ def _quality(adapted: Adapted, predictions: Predictions | None) -> list[str]:
     validation = about.get("validation")
     if validation is not None:
         found.append(
-            f"<p>Each of {validation['pictures']} labelled pictures was predicted by a model that had not seen it "
-            f"(left out {text(validation['left_out'])}). The bars are 95 % intervals."
+            f"<p>Each of {validation['pictures']} labelled {noun_of(about)}s was predicted by a model that had not "
+            f"seen it (left out {text(validation['left_out'])}). The bars are 95 % intervals."
             + (CHOSEN.format(n=len(validation["candidates"])) if len(validation["candidates"]) > 1 else "")
             + "</p>"
         )
@@ -79,18 +85,18 @@ def _quality(adapted: Adapted, predictions: Predictions | None) -> list[str]:
         found.append("<table class='bars'>" + "".join(_bar(*row) for row in rows) + "</table>")
         found.append(
             f"<p>Its probabilities are off by {validation['calibration_error']:.3f} on average (expected calibration "
-            "error, on the pictures that their one temperature was fitted to).</p>"
+            "error, on those that their one temperature was fitted to).</p>"
         )
     evaluation = predictions.evaluation() if predictions is not None else None
     if evaluation is not None:
-        found.append(f"<p>{_evaluated(evaluation)}</p>")
+        found.append(f"<p>{_evaluated(evaluation, noun_of(about))}</p>")
     return found + _diagrams(adapted, predictions)
 
 
-def _evaluated(found: dict[str, Any]) -> str:
+def _evaluated(found: dict[str, Any], noun: str) -> str:
     low, high = found["interval"]
     sentence = (
-        f"Of the new pictures, {found['pictures']} have labels: <strong>{100 * found['accuracy']:.1f} %</strong> are "
+        f"Of the new {noun}s, {found['pictures']} have labels: <strong>{100 * found['accuracy']:.1f} %</strong> are "
         f"predicted right ({100 * low:.1f} to {100 * high:.1f}), with a calibration error of "
         f"{found['calibration_error']:.3f}."
     )
@@ -120,13 +126,14 @@ def _bar(name: str, share: dict[str, Any], kind: str) -> str:
 
 def _diagrams(adapted: Adapted, predictions: Predictions | None) -> list[str]:
     """Return a confusion matrix and a reliability diagram, of labelled new pictures or else of held-out ones."""
+    noun = noun_of(adapted.about)
     index, y = predictions.labelled() if predictions is not None else (np.array([], int), np.array([], int))
     if predictions is not None and len(index):
-        probabilities, which = predictions.probabilities[index], "labelled new pictures"
+        probabilities, which = predictions.probabilities[index], f"labelled new {noun}s"
     elif adapted.held_out is not None and adapted.y is not None:
         logits = adapted.held_out.scores[adapted.chosen].logits
         probabilities = adapted.probabilities(logits).numpy()
-        y, which = adapted.y[adapted.held_out.members].numpy(), "left-out pictures"
+        y, which = adapted.y[adapted.held_out.members].numpy(), f"left-out {noun}s"
     else:
         return []
     counts = np.zeros((len(adapted.classes),) * 2, int)
@@ -147,12 +154,12 @@ def _inline(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _new_pictures(predictions: Predictions, workers: int) -> list[str]:
+def _new_pictures(predictions: Predictions, workers: int, noun: str) -> list[str]:
     summary = predictions.summary()
     looks = summary["look"]
     found = [
-        "<h2>New pictures</h2>",
-        f"<p>{summary['pictures']} pictures were predicted; <strong>{looks}</strong> deserve a look (column "
+        f"<h2>New {noun}s</h2>",
+        f"<p>{summary['pictures']} {noun}s were predicted; <strong>{looks}</strong> deserve a look (column "
         "<code>look</code> of predictions.csv).</p>",
         "<table class='counts'><tr><th>class</th><th>predicted</th></tr>"
         + "".join(
@@ -161,6 +168,8 @@ def _new_pictures(predictions: Predictions, workers: int) -> list[str]:
         )
         + "</table>",
     ]
+    if noun != "picture":
+        return found
     index, y = predictions.labelled()
     wrong = index[predictions.predicted[index] != y]
     galleries = (
@@ -216,7 +225,7 @@ def _labelled(adapted: Adapted) -> list[str]:
     counts = adapted.about["support"]["classes"]
     found = ["<h2>What it was adapted to</h2>"]
     support = adapted.support
-    if support is None:
+    if support is None or noun_of(adapted.about) != "picture":
         listed = ", ".join(f"{text(name)} ({n})" for name, n in counts.items())
         return [*found, f"<p>{listed}</p>"]
     rows = []

@@ -138,6 +138,9 @@ class AdaptConfig:
     workers: int = MISSING
     batch_size: int = MISSING
     threads: int | None = MISSING
+    label: str | None = None
+    id: str | None = None
+    fit_on: str = "support"
     traceback: bool = MISSING
     allow: list[str] = field(default_factory=list)
 

@@ -158,7 +158,7 @@ def make_tasks(
     If the node's `dataset` names a loader, the loader gets the keys that its signature has, the family gets the others.
 
     allow: modules besides innerloop whose classes and functions the node may name. fit: applied to the loaded images.
-    kwargs: further arguments of a family that has a loader.
+    kwargs: further arguments, which only a family with a loader and these parameters gets.
     """
     family = target_of(node, "data", Tasks, allow)
     if issubclass(family, Mixture):
@@ -174,9 +174,10 @@ def make_tasks(
     loader_values = {name: node[name] for name in node if name in loader_keys}
     family_values = {name: node[name] for name in node if name not in loader_keys and name != "dataset"}
     dataset = loader(**arguments(loader_values, loader, "data"))
+    kwargs = {name: value for name, value in kwargs.items() if name in parameters(family)}
     if "splits" in kwargs:  # a source without classes for a split has no part in it
         kwargs["splits"] = [split for split in kwargs["splits"] if len(dataset.splits[split])]
-    kwargs["dataset"] = fit(dataset) if fit else dataset
+    kwargs["dataset"] = fit(dataset) if fit and isinstance(dataset, LabelledImages) else dataset
     if str(family_values.get("backbone")).startswith("run:"):
         kwargs["backbone"] = backbone_of(family_values.pop("backbone"), allow)
     return make(family_values, "data", Tasks, allow, **kwargs)

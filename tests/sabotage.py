@@ -23,8 +23,8 @@ class Sabotaged(Sinusoid):
 
     trained = 0
 
-    def __init__(self, plan: str, shots: int = 10, queries: int = 10) -> None:
-        super().__init__(shots, queries)
+    def __init__(self, plan: str, **settings: Any) -> None:
+        super().__init__(**settings)
         self.plan, self.drawn, self.number = Path(plan), 0, -1
 
     def draw(self, split: Split, rngs: Sequence[np.random.Generator]) -> Episode:

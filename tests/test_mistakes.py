@@ -144,8 +144,8 @@ def test_unknown_key_of_a_sweep_starts_no_job(arguments: list[str], said: str, h
 def test_unknown_key_of_an_evaluation_is_refused(here: Here) -> None:
     assert here("train.py", *TINY, "logger=csv", "hydra.run.dir=run")[0] == 0
     possible = {
-        "+foo=1": "unknown key foo. Possible here: adapt, adapt_lr, adapt_steps, algo, allow, checkpoint, data, net, run, "
-        "seed, test, traceback, trainer\n",
+        "+foo=1": "unknown key foo. Possible here: adapt, adapt_lr, adapt_steps, algo, allow, checkpoint, data, net, "
+        "run, seed, test, traceback, trainer\n",
         "+trainer.foo=1": "unknown key trainer.foo. Possible here: accelerator, ",
         "+test.foo=1": "unknown key test.foo. Possible here: episodes, seed, steps\n",
         "+data.foo=1": "unknown key data.foo. Possible here: ",

@@ -83,6 +83,12 @@ class Settings:
 
     def do(self) -> None:
         """Adapt, predict, write the folder `out` and print what matters."""
+        if self.backbone is None and is_on_ratings(self.run, self.allow):
+            if self.false_alarms is not None:
+                raise InputError(f"false_alarms={self.false_alarms}: a run on ratings knows no unknown classes")
+            assert self.run is not None
+            recommend_command(self.run, self.support, self.query, self.out, self.overwrite, allow=self.allow)
+            return
         start = time.perf_counter()
         out = user_path(self.out)
         check_out(out, self.overwrite)
@@ -176,8 +182,4 @@ def adapt_command(cfg: Mapping[str, Any]) -> None:
     values = {name: value for name, value in cfg.items() if name not in ("traceback", "allow")}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left beside `out`
     with messages():
-        if is_on_ratings(values["run"], cfg["allow"]):
-            named = {name: values[name] for name in ("run", "support", "query", "out", "overwrite")}
-            recommend_command(**named, allow=tuple(cfg["allow"]))
-        else:
-            Settings(**values, allow=tuple(cfg["allow"])).do()
+        Settings(**values, allow=tuple(cfg["allow"])).do()

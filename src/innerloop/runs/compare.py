@@ -38,7 +38,10 @@ NEWER_KEYS: dict[str, Any] = {
 # Keys of a configuration that do not describe what was trained.
 RUN_KEYS = ("seed", "logger", "resume", "sweep", "debug", "traceback")
 
-TITLES = {"accuracy": "accuracy, %", "mse": "MSE", "mae": "MAE", "rmse": "RMSE", "ndcg": "nDCG@10", "loss": "loss"}
+TITLES = {
+    **{"accuracy": "accuracy, %", "mse": "MSE", "mae": "MAE", "rmse": "RMSE", "ndcg": "nDCG@10"},
+    **{"return": "return", "regret": "regret", "loss": "loss"},
+}
 """Metric -> its title in a table, with the unit."""
 
 

@@ -240,7 +240,9 @@ def test_every_row_composes(name: str) -> None:
 
 
 def test_pages_say_what_the_csv_files_say() -> None:
-    written = {path.stem: table_pages.markdown(TABLES[path.stem], path) for path in RESULTS.glob("*.csv")}
+    # Those of scripts/transfer.py are of runs that the page's own commands train.
+    files = [path for path in RESULTS.glob("*.csv") if not path.stem.startswith("transfer_")]
+    written = {path.stem: table_pages.markdown(TABLES[path.stem], path) for path in files}
     pages = [page.read_text() for page in PAGES]
     assert [table_pages.rewritten(page, written, list(TABLES)) for page in pages] == pages
     assert sorted(re.findall(r"<!-- table: (\S+) -->", "".join(pages))) == sorted(TABLES)

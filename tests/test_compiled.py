@@ -51,12 +51,8 @@ def recorded_only(monkeypatch: pytest.MonkeyPatch) -> list[Callable]:
     return recorded
 
 
-# In chunks, which a learner knows nothing of, two kinds of objectives.
-@pytest.mark.parametrize(
-    ("kind", "settings", "chunk"),
-    [*((*learner, None) for learner in LEARNERS), (*LEARNERS[0], 4), (*LEARNERS[-2], 4)],
-    ids=str,
-)
+@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize(("kind", "settings"), LEARNERS, ids=str)
 def test_what_is_recorded_is_the_objective(
     kind: type[MetaLearner], settings: dict[str, Any], chunk: int | None, recorded_only: list[Callable]
 ) -> None:

@@ -68,7 +68,7 @@ def test_mistake_ends_in_one_short_message(
     for part in said:
         assert part in err.replace("Float", "float")
     assert "Traceback" not in err
-    assert len(err) < 1500
+    assert len(err) < 1200
     assert not list(tmp_path.iterdir()), "a mistake leaves nothing behind"
 
 

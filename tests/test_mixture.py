@@ -281,6 +281,7 @@ def test_roots_and_settings_reach_recorded_sources(folders: Path) -> None:
         (["data.sources=[glyphs]", "+data.shot=1"], "unknown key data.shot. Did you mean data.shots?"),
         (["data.sources=[glyphs]", "data.standardize=true"], "a mixture has several"),
         (["data.sources=[{a:{MINE}},sinusoid]", "data.queries=4"], "source sinusoid is no classification"),
+        (["data.sources=[{a:{MINE,queries:4}},ratings_synthetic]"], "source ratings_synthetic is no classification"),
         (
             ["data.sources=[{a:{MINE,shots:9}}]"],
             "source a: ways=5, but the train split has 0 classes without 6 rare",

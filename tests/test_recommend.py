@@ -85,7 +85,13 @@ def test_a_wrong_file_is_named(content: str, message: str, run: Path, tmp_path: 
 
 def test_wrong_settings_are_named(run: Path, here: Here, tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text(OWN)
-    for arguments, message in (((), "give support="), (("support=mine.csv", "query=mine.csv"), "leave query out")):
+    for arguments, message in (
+        ((), "give support="),
+        (("support=mine.csv", "query=mine.csv"), "leave query out"),
+        (("support=mine.csv", "false_alarms=0.1"), "false_alarms=0.1: a run on ratings"),
+        (("support=mine.csv", "backbone=efficientnet_lite0"), "give run or backbone, not both"),
+        (("support=mine.csv", "label=rating"), "label=rating and run"),
+    ):
         status, err = here("adapt.py", f"run={run}", "out=out", *arguments)
         assert status == 1
         assert message in err

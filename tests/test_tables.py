@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import TINY, Here
 from torch import Tensor
 
 from innerloop import practice
 from innerloop.episodes import Episode, InputError, episode_rng, weights_of
 from innerloop.nets import Additive, PairEncoder, PairGenerator
+from innerloop.practice import ship
 from innerloop.practice.command import Settings
 from innerloop.practice.prior import shipped
 from innerloop.practice.table_adapt import LEARNER, REGRESSION
@@ -242,3 +244,11 @@ def test_settings_that_do_not_fit_end_in_one_line(settings: dict[str, Any], line
     with pytest.raises(InputError, match=line):
         Settings(out=str(tmp_path / "out"), support=str(support), **settings).do()
     assert not (tmp_path / "out").exists()
+
+
+def test_what_ships_is_written_from_a_run_on_tables_alone(here: Here, tmp_path: Path) -> None:
+    assert here("train.py", "algo=maml", *TINY, "logger=csv", "hydra.run.dir=run")[0] == 0
+    with pytest.raises(SystemExit, match="was not trained on data=table_prior"):
+        ship.main([str(tmp_path / "run")])
+    with pytest.raises(SystemExit, match="is no run directory"):
+        ship.main([str(tmp_path / "none")])

@@ -37,7 +37,7 @@ SKIPPED = {
     r"labelled\.csv|rows\.csv": "tests/test_tables.py has tables of its own",
     r"\$FEW|\$W|transfer\.py": "tests/test_transfer.py makes the table of small runs",
     r"data=gym": "needs an extra; tests/test_gym.py runs it",
-    "table_learner": "writes the file that ships",
+    "practice.ship": "writes the file that ships",
     "dir=RUN": "trains what the page's next command reads",
 }
 

@@ -1,5 +1,6 @@
 """Checks that every key of a composed configuration is known, wherever it came from. Light: no torch here."""
 
+import difflib
 import typing
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -37,7 +38,11 @@ def check_hydra(hydra: Any) -> None:
     folders = [Path(source.path) / "recipe" for source in runtime.config_sources if source.schema == "file"]
     known = [path.stem for folder in folders for path in folder.glob("*.yaml")]
     if chosen not in known:
-        raise InputError(unknown_key(f"recipe/{chosen}", known))
+        # Recipes of other data and of other algorithms do not fit, and there are many.
+        data, algo = (runtime.choices.get(group) for group in ("data", "algo"))
+        fitting = [name for name in known if name.startswith(f"{data}_") or name.endswith(f"_{algo}")]
+        close = difflib.get_close_matches(chosen, known, n=1)
+        raise InputError(unknown_key(f"recipe/{chosen}", [*fitting, *close, "none"]))
 
 
 def _unresolved(cfg: Any) -> dict[Any, Any]:

@@ -400,8 +400,28 @@ def test_runs_in_folders_of_any_name(name: str, tmp_path: Path, here: Here) -> N
     assert here("train.py", f"resume={name}", "trainer.max_steps=10")[0] == 0
 
 
+def test_a_run_directory_may_name_settings(tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", "Läufe")
+    assert (
+        here(
+            "train.py", *TINY, "logger=csv", "algo=maml", "seed=3", "hydra.run.dir=${oc.env:PLACE}/${algo.name}-${seed}"
+        )[0]
+        == 0
+    )
+    assert (tmp_path / "Läufe" / "maml-3" / "results.json").is_file()
+    for wrong in ("${nope}/x", "${oc.env:NOPE}/x"):
+        status, err = here("train.py", *TINY, "logger=csv", "algo=maml", f"hydra.run.dir={wrong}")
+        assert status == 1
+        assert err.startswith("\ntrain.py: hydra.run.dir: ")
+        assert "nope" in err.lower()
+        assert err.count("\n") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Läufe"]
+
+
 def test_values_that_hydra_understands_are_left_to_it() -> None:
     typed = ["data.root=a,b", "resume=null", "data.root='x y'", "run=2024_06", "algo=Ä", "data.root=~/my pictures"]
     assert quoted_paths(typed, ("data.root", "resume", "run")) == typed
     assert quoted_paths(["run=2024_06"], ("run",), always=True) == ['run="2024_06"']
     assert quoted_paths(["data.root=ä(1)"], ("data.root",)) == ['data.root="ä(1)"']
+    assert quoted_paths(["data.root=${x}"], ("data.root",)) == ['data.root="${x}"']
+    assert quoted_paths(["support=${x}"], ("support",), always=True) == [r'support="\${x}"']

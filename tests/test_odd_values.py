@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from conftest import Here
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -112,7 +114,10 @@ PART = settings(max_examples=60, deadline=None, suppress_health_check=list(Healt
 
 
 @pytest.mark.parametrize("part", range(5))
-def test_odd_values(part: int, here: Here, tmp_path: Path) -> None:
+def test_odd_values(part: int, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Composing takes most of a case, and Hydra composes once more to see whether it is a sweep. The slow test lets it.
+    monkeypatch.setattr(Hydra, "get_mode", lambda *arguments, **named: RunMode.RUN)
+
     @seed(part)
     @PART
     @given(command=commands())

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 from yaml.error import MarkedYAMLError
 from yaml.reader import ReaderError
@@ -114,6 +114,8 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, InputError):  # perhaps raised by a resolver and wrapped by OmegaConf
             return str(cause)
     for cause in causes:
+        if isinstance(cause, InterpolationResolutionError):
+            return f"{place}{cause.full_key}: {str(cause).splitlines()[0]}"
         parent, full_key = getattr(cause, "parent_node", None), getattr(cause, "full_key", None)
         if isinstance(cause, OmegaConfBaseException) and isinstance(parent, DictConfig) and full_key:
             if parent._is_none():
@@ -180,7 +182,7 @@ def quoted_paths(argv: Sequence[str], keys: Sequence[str], always: bool = False)
 
     A path may hold what Hydra's grammar gives a meaning, such as brackets, or has no place for, such as umlauts.
 
-    always: quote also what has a meaning as it is: lists of values, null, and numbers such as 2024_06.
+    always: quote also what has a meaning as it is: lists of values, null, numbers such as 2024_06, and interpolations.
     """
     found = []
     for argument in argv:
@@ -190,7 +192,7 @@ def quoted_paths(argv: Sequence[str], keys: Sequence[str], always: bool = False)
             value = re.sub(r'(\\*)"', r'\1\1\\"', value)  # backslashes count only before a quote
             trailing = len(value) - len(value.rstrip("\\"))
             value = '"' + value + "\\" * trailing + '"'
-            value = value.replace("${", "\\${")
+            value = value.replace("${", "\\${") if always else value
         found.append(f"{key}{equals}{value}")
     return found
 

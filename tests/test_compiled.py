@@ -1,6 +1,7 @@
 """The compiled meta-step: the operations that are recorded are the objective's, or it is refused."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch import _inductor as inductor
 
 from innerloop.adaptation import native
+from innerloop.adaptation.compiled import check
 from innerloop.episodes import Episode, InputError, tasks_of
 from innerloop.learners import CAVIA, LEO, MAML, R2D2, Hybrid, HyperNet, MAMLPlusPlus, MetaLearner, Reptile
 from innerloop.nets import MLP, Conv4
@@ -98,6 +100,19 @@ def test_a_gradient_that_was_not_recorded_is_refused(recorded_only: list[Callabl
     learner.outside = list(learner.net.parameters())  # type: ignore[assignment]
     with pytest.raises(InputError, match=r"compile=true changes the loss or its gradient .*: use compile=false"):
         learner.engine.value_and_grad(learner.query_objective, list(learner.parameters()), a_batch())
+
+
+@pytest.mark.parametrize(
+    ("value", "gradient", "same"),
+    [(1.0, 1.0, True), (1.0005, 1.0, True), (1.0, 1.0005, True), (1.01, 1.0, False), (1.0, 1.01, False)],
+)
+def test_a_recorded_value_and_its_gradient_agree_to_a_thousandth(value: float, gradient: float, same: bool) -> None:
+    def result(value: float, gradient: float) -> tuple:
+        return torch.tensor(value), [gradient * torch.tensor([3.0, 0.0]), gradient * torch.tensor([4.0])], {}
+
+    refused = pytest.raises(InputError, match=r"this changes the loss or its gradient .* use other")
+    with nullcontext() if same else refused:
+        check(result(value, gradient), result(1.0, 1.0), ("this", "other"))
 
 
 def test_what_cannot_be_compiled_is_refused() -> None:

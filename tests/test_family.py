@@ -173,6 +173,9 @@ def test_adapting_a_part_is_a_rate_of_zero_elsewhere(only: str, engine: str, chu
         (CAVIA, {"context_size": 0}, "context_size must be above zero"),
         (CAVIA, {"inner_lr": -1.0}, "inner_lr must be above zero"),
         (LEO, {"inner_steps": -1}, "must not be negative"),
+        (MAML, {"inner_steps": -1, "eval_inner_steps": 2}, "must not be negative, got -1 and 2"),
+        (MAML, {"inner_steps": 2, "eval_inner_steps": -1}, "must not be negative, got 2 and -1"),
+        (MAML, {"inner_lr": 0.0}, "inner_lr must be above zero"),
         (IMAML, {"proximal": 0.0}, "proximal must be above zero"),
         (IMAML, {"cg_steps": 0}, "cg_steps must be above zero"),
         (Reptile, {"minibatches": 0}, "minibatches must be above zero"),
@@ -308,7 +311,9 @@ def test_protonet_is_the_softmax_over_squared_distances_to_class_means() -> None
 def test_a_single_logit_tells_two_classes_apart_as_two_logits_do(head: Any) -> None:
     support = task(class_batch(tasks=1, ways=2, shots=3, queries=1, shape=(4,)), 0).support
     one, two = Linear(4, 1), Linear(4, 2)
-    logit = apply(one, head(one, weights_of(one), support), support.x)[:, 0]
+    weights = head(one, weights_of(one), support)
+    assert {name: w.shape for name, w in weights.items()} == {name: w.shape for name, w in weights_of(one).items()}
+    logit = apply(one, weights, support.x)[:, 0]
     logits = apply(two, head(two, weights_of(two), support), support.x)
     difference = logits[:, 1] - logits[:, 0]
     close([logit], [difference])
@@ -369,6 +374,24 @@ def test_cavia_on_a_dense_net_is_a_net_with_further_inputs() -> None:
     assert slope.abs().max() > 1e-3
     found = learner.predict_episode(Episode(support, query))
     close(found, [predict(c, query.x).detach() for c in (context, context, context - 0.7 * slope)])
+
+
+@pytest.mark.parametrize("kind", [CAVIA, LEO])
+def test_each_step_on_the_code_starts_from_the_last(kind: type[MetaLearner]) -> None:
+    """Three steps by hand, with the gradients of the last code and not of the first."""
+    net, (support, query) = dense(), task(regression_batch(tasks=1, shots=6, queries=4), 0)
+    learner = kind(net, squared, inner_lr=0.3, inner_steps=3)  # type: ignore[call-arg]
+    randomise(learner, scale=0.3)
+    latent, theta = learner.adaptation, weights_of(net)
+    codes = [latent.generate.code(net, theta, support).detach()]  # type: ignore[operator, union-attr]
+    for _ in range(3):
+        at = codes[-1].clone().requires_grad_()
+        written = latent.generate.write(theta, at, support)  # type: ignore[operator, union-attr]
+        (slope,) = torch.autograd.grad(F.mse_loss(apply(net, written, support.x), support.y), at)
+        codes.append(codes[-1] - latent.rate * slope)  # type: ignore[operator]
+    assert (codes[2] - codes[1] - (codes[1] - codes[0])).abs().max() > 1e-6, "the gradients do not differ"
+    expected = [apply(net, latent.generate.write(theta, code, support), query.x) for code in codes]  # type: ignore[operator, union-attr]
+    close(learner.predict_episode(Episode(support, query))[-4:], expected)
 
 
 @every_engine

@@ -89,6 +89,7 @@ def test_a_single_logit_is_the_difference_of_two() -> None:
     support = task(class_batch(tasks=1, ways=2, shots=4, queries=1, shape=(4,)), 0).support
     one, two = (with_quadratic_head(Linear(4, outputs)) for outputs in (1, 2))
     logit, logits = (apply(n, MahalanobisHead()(n, weights_of(n), support), support.x) for n in (one, two))
+    assert logit.shape == (8, 1)
     close([logit[:, 0]], [logits[:, 1] - logits[:, 0]])
 
 

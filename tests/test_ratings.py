@@ -14,7 +14,7 @@ from test_meta_gradient import ENGINES, close, directional_check
 
 from innerloop.adaptation.heads import RidgeStep
 from innerloop.datamodule import EpisodeDataModule
-from innerloop.datasets import columns, ratings
+from innerloop.datasets import columns, files, ratings
 from innerloop.datasets.ratings import RatingTable, load, movielens, synthetic
 from innerloop.episodes import Episode, InputError, Samples, episode_index, episode_rng, tasks_of, weights_of
 from innerloop.learners import IMAML, MAML, R2D2, Hybrid, HyperNet, MetaLearner, Reptile
@@ -119,12 +119,19 @@ def test_what_is_no_rating_is_named(lines: Sequence[str], settings: dict[str, An
     assert "\n" not in str(raised.value)
 
 
-def test_files_that_are_none(tmp_path: Path, write: Write) -> None:
+def test_files_that_are_none(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     for path, message in ((None, "must be given"), (tmp_path / "no.csv", "cannot be read"), (tmp_path, "is no file")):
         with pytest.raises(InputError, match=message):
             load(path if path is None else str(path))
     with pytest.raises(InputError, match="no UTF-8 text"):
         load(write(HEAD, "é,x,3,1", encoding="latin-1"))
+    before = [HEAD, *ROWS * 2000]
+    byte = len("\n".join(before)) + len("\nab")
+    with pytest.raises(InputError, match=rf"no UTF-8 text \(byte {byte}\)"):
+        load(write(*before, "abé,x,3,1", *before, encoding="latin-1"))
+    monkeypatch.setattr(files, "LONGEST_LINE", 1000)
+    with pytest.raises(InputError, match="a line of 1,000 characters or more"):
+        load(write(HEAD, *ROWS, f"d,{'x' * 993},3,50"))
 
 
 def test_memory_grows_by_less_than_twice_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import randomise
 from sklearn.metrics import ndcg_score
+from test_memory import printed_by
 from test_meta_gradient import ENGINES, close, directional_check
 
 from innerloop.adaptation.heads import RidgeStep
@@ -149,6 +150,34 @@ def test_memory_grows_by_less_than_twice_the_file(tmp_path: Path, monkeypatch: p
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 2 * (sizes[1] - sizes[0])
+
+
+READ = """
+import sys
+from innerloop.datasets.ratings import load
+from innerloop.devices.memory import largest_resident_set
+for path in sys.argv[1:]:
+    load(path, time="time")
+    print(largest_resident_set())
+"""
+
+
+def rated(path: Path, megabytes: int) -> str:
+    """Write a file with ratings of this size, 28 bytes for each and 157 ratings of each user."""
+    with path.open("w") as file:
+        file.write("user,item,rating,time\n")
+        for user in range(100_000, 100_000 + megabytes * 10**6 // (28 * 157)):
+            items = range(10_000 + 7 * user % 320, 60_000, 320)
+            file.write("".join(f"{user},{item},{item % 5}.5,{10**9 + 7 * item}\n" for item in items))
+    return str(path)
+
+
+@pytest.mark.parametrize("megabytes", [20, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_process_grows_by_less_than_twice_the_file(megabytes: int, tmp_path: Path) -> None:
+    """Of a file with times, with all that the process keeps from the system, whoever asked for it."""
+    paths = rated(tmp_path / "small.csv", 1), rated(tmp_path / "large.csv", megabytes)
+    before, after = map(float, printed_by(READ, *paths).split())
+    assert megabytes / 2 < after - before < 2 * megabytes, "less would be no measurement: the numbers alone take it"
 
 
 MOVIES = {"u.data": "\t", "ratings.dat": "::", "ratings.csv": ","}

@@ -157,12 +157,11 @@ def synthetic(
 
 
 class Packer:
-    """Ratings as they are read, each packed into 8 bytes, and sorted in place at the end.
+    """Ratings as they are read, each packed into 8 bytes, 16 with its time, and sorted at the end.
 
-    A user, an item and one of the different values are numbers of 25, 23 and 16 bits. At the end a rating takes 8 bytes
-    more, its item and value, or while they are sorted 24 with times, and 20 to 24 if duplicates are no errors. So the
-    file takes less than twice its size, with rows of 13 bytes or more, or 20 with times, and several for each user.
-    Arrays that grow in place: freed parts of a list of them would stay with the process.
+    A user, an item and one of the different values are numbers of 25, 23 and 16 bits. While they are sorted, a rating
+    takes 22 bytes, 35 with its time. So a file takes less than twice its size if its rows have 13 bytes or more, 20
+    with times, and each user has several. The arrays grow in place: freed parts of a list would stay with the process.
 
     path, names: of the file and its columns, for messages. scale: see `load`.
     """
@@ -214,25 +213,23 @@ class Packer:
         if numbers.min() == numbers.max():
             raise InputError(f"{self.path}: all ratings are {numbers[0]:g}, so there is nothing to predict")
         packed, self.packed = np.frombuffer(self.packed, np.uint64), array("Q")
+        time, self.times = np.frombuffer(self.times) if self.times else None, array("d")
         users, items = (sorted(known, key=lambda name: (len(name), name)) for known in (self.users, self.items))
         user_rank, item_rank = (_ranks(known, names) for known, names in ((self.users, users), (self.items, items)))
-        value_bits, high = np.uint64(VALUE_BITS), np.uint64(ITEM_BITS + VALUE_BITS)
+        value_bits, item_bits = np.uint64(VALUE_BITS), np.uint64(ITEM_BITS)
         item_mask, value_mask = np.uint64(2**ITEM_BITS - 1), np.uint64(2**VALUE_BITS - 1)
-        for part in _pieces(packed):
-            i = item_rank[part >> value_bits & item_mask]
-            part[:] = user_rank[part >> high] << high | i << value_bits | part & value_mask
-        time, self.times = np.frombuffer(self.times) if self.times else None, array("d")
-        if duplicates == "error":
-            order = None if time is None else np.argsort(packed)
-            packed.sort()
-        else:
-            order = np.argsort(packed >> value_bits, kind="stable")
-            packed = packed[order]
-        time = None if time is None else time[order]
+        value = np.empty(len(packed), np.uint16)
+        for part, to_value in zip(_pieces(packed), _pieces(value), strict=True):  # values are not sorted by
+            to_value[:] = part & value_mask
+            part >>= value_bits
+            part[:] = user_rank[part >> item_bits] << item_bits | item_rank[part & item_mask]
+        order = np.argsort(packed, kind="stable")
+        packed.sort()
+        value, time = value[order], None if time is None else time[order]
         del order
-        twice = _repeated(packed, value_bits)
+        twice = np.flatnonzero(packed[1:] == packed[:-1])
         if len(twice):
-            u, i = users[packed[twice[0]] >> high], items[packed[twice[0]] >> value_bits & item_mask]
+            u, i = users[packed[twice[0]] >> item_bits], items[packed[twice[0]] & item_mask]
             if duplicates == "error":
                 raise InputError(
                     f"{self.path}: {len(twice):,} ratings are of an item that the same user had rated, the first by "
@@ -240,13 +237,11 @@ class Packer:
                 )
             kept = np.ones(len(packed), bool)
             kept[twice if duplicates == "last" else twice + 1] = False
-            packed, time = packed[kept], None if time is None else time[kept]
-        bounds = np.arange(len(users) + 1, dtype=np.uint64) << high
-        first = np.searchsorted(packed, bounds)
-        item, rating = np.empty(len(packed), np.int32), np.empty(len(packed), np.float32)
-        for part, to_item, to_rating in zip(_pieces(packed), _pieces(item), _pieces(rating), strict=True):
-            to_item[:] = part >> value_bits & item_mask
-            to_rating[:] = numbers[part & value_mask]
+            packed, value, time = packed[kept], value[kept], None if time is None else time[kept]
+        first = np.searchsorted(packed, np.arange(len(users) + 1, dtype=np.uint64) << item_bits)
+        item, rating = np.empty(len(packed), np.int32), numbers.astype(np.float32)[value]
+        for part, to_item in zip(_pieces(packed), _pieces(item), strict=True):
+            to_item[:] = part & item_mask
         scale = self.scale or (float(rating.min()), float(rating.max()))
         return RatingTable(tuple(users), tuple(items), first.astype(np.int64), item, rating, scale, time)
 
@@ -264,15 +259,6 @@ def _ranks(known: dict[str, int], names: Sequence[str]) -> np.ndarray:
     ranks = np.empty(len(names), np.uint64)
     ranks[[known[name] for name in names]] = np.arange(len(names), dtype=np.uint64)
     return ranks
-
-
-def _repeated(packed: np.ndarray, value_bits: np.uint64) -> np.ndarray:
-    """Return the places of ratings, sorted, whose user and item are also those of the next one."""
-    found = []
-    for start, part in enumerate(_pieces(packed)):
-        pairs = packed[start * PIECE : start * PIECE + len(part) + 1] >> value_bits
-        found.append(start * PIECE + np.flatnonzero(pairs[1:] == pairs[:-1]))
-    return np.concatenate(found)
 
 
 def _pieces(values: np.ndarray) -> Iterator[np.ndarray]:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from conftest import randomise
 from sklearn.metrics import ndcg_score
+from test_memory import printed_by
 from test_meta_gradient import ENGINES, close, directional_check
 
 from innerloop.adaptation.heads import RidgeStep
 from innerloop.datamodule import EpisodeDataModule
-from innerloop.datasets import columns, ratings
+from innerloop.datasets import columns, files, ratings
 from innerloop.datasets.ratings import RatingTable, load, movielens, synthetic
 from innerloop.episodes import Episode, InputError, Samples, episode_index, episode_rng, tasks_of, weights_of
 from innerloop.learners import IMAML, MAML, R2D2, Hybrid, HyperNet, MetaLearner, Reptile
@@ -119,12 +120,19 @@ def test_what_is_no_rating_is_named(lines: Sequence[str], settings: dict[str, An
     assert "\n" not in str(raised.value)
 
 
-def test_files_that_are_none(tmp_path: Path, write: Write) -> None:
+def test_files_that_are_none(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     for path, message in ((None, "must be given"), (tmp_path / "no.csv", "cannot be read"), (tmp_path, "is no file")):
         with pytest.raises(InputError, match=message):
             load(path if path is None else str(path))
     with pytest.raises(InputError, match="no UTF-8 text"):
         load(write(HEAD, "é,x,3,1", encoding="latin-1"))
+    before = [HEAD, *ROWS * 2000]
+    byte = len("\n".join(before)) + len("\nab")
+    with pytest.raises(InputError, match=rf"no UTF-8 text \(byte {byte}\)"):
+        load(write(*before, "abé,x,3,1", *before, encoding="latin-1"))
+    monkeypatch.setattr(files, "LONGEST_LINE", 1000)
+    with pytest.raises(InputError, match="a line of 1,000 characters or more"):
+        load(write(HEAD, *ROWS, f"d,{'x' * 993},3,50"))
 
 
 def test_memory_grows_by_less_than_twice_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +150,34 @@ def test_memory_grows_by_less_than_twice_the_file(tmp_path: Path, monkeypatch: p
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 2 * (sizes[1] - sizes[0])
+
+
+READ = """
+import sys
+from innerloop.datasets.ratings import load
+from innerloop.devices.memory import largest_resident_set
+for path in sys.argv[1:]:
+    load(path, time="time")
+    print(largest_resident_set())
+"""
+
+
+def rated(path: Path, megabytes: int) -> str:
+    """Write a file with ratings of this size, 28 bytes for each and 157 ratings of each user."""
+    with path.open("w") as file:
+        file.write("user,item,rating,time\n")
+        for user in range(100_000, 100_000 + megabytes * 10**6 // (28 * 157)):
+            items = range(10_000 + 7 * user % 320, 60_000, 320)
+            file.write("".join(f"{user},{item},{item % 5}.5,{10**9 + 7 * item}\n" for item in items))
+    return str(path)
+
+
+@pytest.mark.parametrize("megabytes", [20, pytest.param(300, marks=pytest.mark.slow)])
+def test_a_process_grows_by_less_than_twice_the_file(megabytes: int, tmp_path: Path) -> None:
+    """Of a file with times, with all that the process has from the system. 1 GB holds too, and takes four minutes."""
+    paths = rated(tmp_path / "small.csv", 1), rated(tmp_path / "large.csv", megabytes)
+    before, after = map(float, printed_by(READ, *paths).split())
+    assert megabytes / 2 < after - before < 2 * megabytes, "less would be no measurement: the numbers alone take it"
 
 
 MOVIES = {"u.data": "\t", "ratings.dat": "::", "ratings.csv": ","}

@@ -1,5 +1,6 @@
 """Tables: the prior, its Bayes prediction, the learner's invariances, and a person's own tables from file to report."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from innerloop import practice
 from innerloop.episodes import Episode, InputError, episode_rng, weights_of
 from innerloop.nets import Additive, PairEncoder, PairGenerator
 from innerloop.practice import ship
-from innerloop.practice.command import Settings
+from innerloop.practice.command import Settings, summary
 from innerloop.practice.prior import shipped
 from innerloop.practice.table_adapt import LEARNER, REGRESSION
 from innerloop.tasks.table_prior import TablePrior
@@ -142,7 +143,11 @@ def test_from_tables_to_a_report_and_on_with_the_saved_model(tmp_path: Path) -> 
     assert "query,bad,\"column marker holds 'high', which is no number\"" in skipped
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "adapted to 16 labelled rows" in page
-    assert "picture" not in page
+    text = (tmp_path / "out" / "summary.json").read_text(encoding="utf-8")
+    found = json.loads(text)
+    assert "picture" not in page + text
+    counts = [found["support"], found["validation"], found["new_rows"], found["new_rows"]["evaluation"]]
+    assert [part["rows"] for part in counts] == [16, 16, 14, 12]
     Settings(out=str(tmp_path / "again"), model=str(tmp_path / "out"), **common).do()
     assert (tmp_path / "again" / "predictions.csv").read_text(encoding="utf-8").splitlines() == table
 
@@ -158,6 +163,15 @@ def test_each_classifier_is_saved_as_data(chosen: str, tmp_path: Path, monkeypat
     again = practice.load(tmp_path / "adapted.pt")
     assert again.predict(query).rows() == adapted.predict(query).rows()
     assert adapted.about["method"] == chosen
+    assert all("among the labelled rows" in look for look in again.predict(tmp_path / "a.csv").look())
+
+
+def test_a_class_may_be_called_like_a_count(tmp_path: Path) -> None:
+    rows = [[*row[:4], "pictures" if row[4] == "ill" else "rows"] for row in patients(12)]
+    adapted = practice.adapt_table(written(tmp_path / "a.csv", rows), "diagnosis", id="patient")
+    found = summary(adapted, adapted.predict(written(tmp_path / "b.csv", patients(5, 50))), {})
+    assert found["support"] == {"rows": 12, "skipped": 0, "classes": {"pictures": 6, "rows": 6}}
+    assert sum(found["new_rows"]["predicted"][name] for name in ("pictures", "rows")) == 5
 
 
 def test_units_do_not_matter_and_the_setting_fit_on_is_said(tmp_path: Path) -> None:

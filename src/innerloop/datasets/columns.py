@@ -1,21 +1,20 @@
 """Columns of a large text table, read by name in blocks of rows, so that memory stays bounded."""
 
 import csv
-import io
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from innerloop.datasets.files import opened
+import numpy as np
+
+from innerloop.datasets.files import lines_of
 from innerloop.datasets.tables import SEPARATORS
 from innerloop.episodes import InputError
 
 BLOCK = 20_000
 """Number of rows that are read at a time."""
-LONGEST_LINE = 10 * 2**20
-"""Characters of a line, above which a file is no table."""
 UNIT = "\x1f"
 """The control character that stands for a separator of several characters while a line is split."""
 
@@ -93,22 +92,25 @@ class TextTable:
         return csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
 
 
-@contextmanager
-def lines_of(path: Path) -> Iterator[Iterator[str]]:
-    """Open a text file in UTF-8, or in UTF-16 with a byte order mark, and return its lines. Raises InputError."""
-    with opened(path) as binary:
-        wide = binary.read(2) in (b"\xff\xfe", b"\xfe\xff")
-        binary.seek(0)
-        text = io.TextIOWrapper(binary, encoding="utf-16" if wide else "utf-8-sig", newline="")
+def as_number(cell: str) -> float | None:
+    """Return the finite number that a cell holds; None if it holds none."""
+    try:
+        number = float(cell)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and "_" not in cell else None
 
-        def read() -> Iterator[str]:
-            try:
-                while line := text.readline(LONGEST_LINE):
-                    yield line
-            except UnicodeDecodeError as error:
-                raise InputError(f"{path} is no UTF-8 text (byte {error.start}); save it as UTF-8") from error
 
-        try:
-            yield read()
-        finally:
-            text.detach()
+def numbers_of(path: Path, name: str, cells: Sequence[str], line: int) -> np.ndarray:
+    """Return cells of a column as float64.
+
+    line: of the first of them. Raises InputError that names the line of the first that holds no finite number.
+    """
+    try:
+        numbers = np.fromiter(map(float, cells), np.float64, len(cells))
+    except ValueError:
+        numbers = np.array([np.nan])
+    if not np.isfinite(numbers).all() or "_" in "".join(cells):
+        i = next(i for i, cell in enumerate(cells) if as_number(cell) is None)
+        raise InputError(f"{path}, line {line + i}: {name} is {cells[i]!r}, which is no number")
+    return numbers

@@ -1,7 +1,10 @@
-"""File functions of the loaders: download and verify, detect changes, read folders and zip files."""
+"""File functions of the loaders: download and verify, detect changes, read folders, zip files and lines of text."""
 
+import codecs
 import hashlib
+import io
 import lzma
+import math
 import os
 import stat
 import struct
@@ -19,6 +22,9 @@ from innerloop.episodes import InputError
 MOST_FILES = 5_000_000
 LARGEST_FILE = 256 * 2**20
 """Limits on somebody else's data: the number of files in a folder or archive, and the bytes of one picture."""
+
+LONGEST_LINE = 10 * 2**20
+"""Characters of a line, above which a text is no table."""
 
 SYSTEM_FILES = ("Thumbs.db", "desktop.ini", "Icon\r")
 """Files that Windows and macOS put into folders of pictures, besides hidden ones."""
@@ -191,6 +197,37 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} cannot be read: {error}") from error
+
+
+@contextmanager
+def lines_of(path: Path, largest: float = math.inf) -> Iterator[Iterator[str]]:
+    """Open a text in UTF-8, or in UTF-16 with a byte order mark, and return its lines with their ends.
+
+    largest: bytes of the largest file that is read. Raises InputError, also while lines are read, for a file that
+    cannot be read, is larger, is no such text, or has a line above `LONGEST_LINE`.
+    """
+    with opened(path) as binary:
+        if binary.seek(0, os.SEEK_END) > largest:
+            raise InputError(too_large(f"{path}"))
+        binary.seek(0)
+        wide = binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        binary.seek(0)
+        text = io.TextIOWrapper(binary, encoding="utf-16" if wide else "utf-8-sig", newline="")
+
+        def read() -> Iterator[str]:
+            try:
+                while line := text.readline(LONGEST_LINE):
+                    if len(line) == LONGEST_LINE:
+                        raise InputError(f"{path} has a line of {LONGEST_LINE:,} characters or more, so it is no table")
+                    yield line
+            except UnicodeDecodeError as error:
+                byte = binary.tell() - len(error.object) + error.start
+                raise InputError(f"{path} is no UTF-8 text (byte {byte}); save it as UTF-8") from error
+
+        try:
+            yield read()
+        finally:
+            text.detach()
 
 
 def _bounded(file: IO[bytes], origin: str) -> bytes:

@@ -1,5 +1,6 @@
 """Ratings that users gave to items: any table of them, the MovieLens collections, and synthetic ones."""
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from innerloop.datasets.columns import TextTable
+from innerloop.datasets.columns import TextTable, as_number, numbers_of
 from innerloop.devices.files import user_path
 from innerloop.episodes import InputError
 
 USER_BITS, ITEM_BITS, VALUE_BITS = 25, 23, 16
 """How a rating is packed into one number of 64 bits while a file is read: user, item, and which of the values."""
-PIECE = 2**20
+PIECE = 2**17
 """Number of ratings that are computed with at a time."""
 DUPLICATES = ("error", "first", "last")
 
@@ -156,10 +157,11 @@ def synthetic(
 
 
 class Packer:
-    """Ratings as they are read, each packed into 8 bytes, and sorted in place at the end.
+    """Ratings as they are read, each packed into 8 bytes, 16 with its time, and sorted at the end.
 
-    A user, an item and one of the different values are numbers of 25, 23 and 16 bits. So 1 GB of ratings, a row of 13
-    bytes or more each, never takes more than 2 GB. Times take 16 bytes more, and duplicates that are not errors 8.
+    A user, an item and one of the different values are numbers of 25, 23 and 16 bits. While they are sorted, a rating
+    takes 22 bytes, 35 with its time. So a file takes less than twice its size if its rows have 13 bytes or more, 20
+    with times, and each user has several. The arrays grow in place: freed parts of a list would stay with the process.
 
     path, names: of the file and its columns, for messages. scale: see `load`.
     """
@@ -170,8 +172,7 @@ class Packer:
         self.items: dict[str, int] = {}
         self.values: dict[str, int] = {}
         self.numbers: list[float] = []
-        self.parts: list[np.ndarray] = []
-        self.times: list[np.ndarray] = []
+        self.packed, self.times = array("Q"), array("d")
 
     def add(
         self, line: int, users: Sequence[str], items: Sequence[str], values: Sequence[str], *time: Sequence[str]
@@ -182,7 +183,7 @@ class Packer:
                 raise InputError(f"{self.path}, line {line + cells.index('')}: {name} is empty")
         before = len(self.values)
         u, i, v = (
-            np.fromiter((known.setdefault(cell, len(known)) for cell in cells), np.uint64, len(cells))
+            _numbered(known, cells)
             for known, cells in ((self.users, users), (self.items, items), (self.values, values))
         )
         self.numbers += [self._number(cell, line, values) for cell in list(self.values)[before:]]
@@ -190,9 +191,10 @@ class Packer:
         for known, bits, what in sizes:
             if len(known) > 2**bits:
                 raise InputError(f"{self.path} has more than {2**bits:,} different {what}, which is too many")
-        self.parts.append(u << np.uint64(ITEM_BITS + VALUE_BITS) | i << np.uint64(VALUE_BITS) | v)
+        packed = u << np.uint64(ITEM_BITS + VALUE_BITS) | i << np.uint64(VALUE_BITS) | v
+        self.packed.frombytes(packed.tobytes())
         for cells in time:
-            self.times.append(self._moments(cells, line))
+            self.times.frombytes(numbers_of(self.path, self.names[3], cells, line).tobytes())
 
     def _number(self, cell: str, line: int, cells: Sequence[str]) -> float:
         place = f"{self.path}, line {line + cells.index(cell)}: {self.names[2]}"
@@ -203,62 +205,53 @@ class Packer:
             raise InputError(f"{place} is {cell}, outside of the scale from {self.scale[0]:g} to {self.scale[1]:g}")
         return number
 
-    def _moments(self, cells: Sequence[str], line: int) -> np.ndarray:
-        numbers = [as_number(cell) for cell in cells]
-        if None in numbers:
-            i = numbers.index(None)
-            raise InputError(f"{self.path}, line {line + i}: {self.names[3]} is {cells[i]!r}, which is no number")
-        return np.array(numbers, dtype=np.float64)
-
     def table(self, duplicates: str) -> RatingTable:
         """Return all ratings. Raises InputError if there are none, or if a user rated an item twice and may not."""
-        if not self.parts:
+        if not self.packed:
             raise InputError(f"{self.path} has no rows below the names of its columns")
         numbers = np.array(self.numbers)
         if numbers.min() == numbers.max():
             raise InputError(f"{self.path}: all ratings are {numbers[0]:g}, so there is nothing to predict")
-        packed, self.parts = np.concatenate(self.parts), []
+        packed, self.packed = np.frombuffer(self.packed, np.uint64), array("Q")
+        time, self.times = np.frombuffer(self.times) if self.times else None, array("d")
         users, items = (sorted(known, key=lambda name: (len(name), name)) for known in (self.users, self.items))
         user_rank, item_rank = (_ranks(known, names) for known, names in ((self.users, users), (self.items, items)))
-        value_bits, high = np.uint64(VALUE_BITS), np.uint64(ITEM_BITS + VALUE_BITS)
+        value_bits, item_bits = np.uint64(VALUE_BITS), np.uint64(ITEM_BITS)
         item_mask, value_mask = np.uint64(2**ITEM_BITS - 1), np.uint64(2**VALUE_BITS - 1)
-        for part in _pieces(packed):
-            i = item_rank[part >> value_bits & item_mask]
-            part[:] = user_rank[part >> high] << high | i << value_bits | part & value_mask
-        time = np.concatenate(self.times) if self.times else None
-        self.times = []
-        if time is None and duplicates == "error":
-            packed.sort()
-        else:
-            order = np.argsort(packed >> value_bits, kind="stable")
-            packed, time = packed[order], None if time is None else time[order]
-        twice = _repeated(packed, value_bits)
+        value = np.empty(len(packed), np.uint16)
+        for part, to_value in zip(_pieces(packed), _pieces(value), strict=True):  # values are not sorted by
+            to_value[:] = part & value_mask
+            part >>= value_bits
+            part[:] = user_rank[part >> item_bits] << item_bits | item_rank[part & item_mask]
+        order = np.argsort(packed, kind="stable")
+        packed.sort()
+        value, time = value[order], None if time is None else time[order]
+        del order
+        twice = np.flatnonzero(packed[1:] == packed[:-1])
         if len(twice):
-            u, i = users[packed[twice[0]] >> high], items[packed[twice[0]] >> value_bits & item_mask]
+            u, i = users[packed[twice[0]] >> item_bits], items[packed[twice[0]] & item_mask]
             if duplicates == "error":
                 raise InputError(
                     f"{self.path}: {len(twice):,} ratings are of an item that the same user had rated, the first by "
                     f"{self.names[0]} {u} of {self.names[1]} {i}; data.duplicates=last takes the last one in the file"
                 )
-            kept = np.delete(np.arange(len(packed)), twice if duplicates == "last" else twice + 1)
-            packed, time = packed[kept], None if time is None else time[kept]
-        bounds = np.arange(len(users) + 1, dtype=np.uint64) << high
-        first = np.searchsorted(packed, bounds)
-        item, rating = np.empty(len(packed), np.int32), np.empty(len(packed), np.float32)
-        for part, to_item, to_rating in zip(_pieces(packed), _pieces(item), _pieces(rating), strict=True):
-            to_item[:] = part >> value_bits & item_mask
-            to_rating[:] = numbers[part & value_mask]
+            kept = np.ones(len(packed), bool)
+            kept[twice if duplicates == "last" else twice + 1] = False
+            packed, value, time = packed[kept], value[kept], None if time is None else time[kept]
+        first = np.searchsorted(packed, np.arange(len(users) + 1, dtype=np.uint64) << item_bits)
+        item, rating = np.empty(len(packed), np.int32), numbers.astype(np.float32)[value]
+        for part, to_item in zip(_pieces(packed), _pieces(item), strict=True):
+            to_item[:] = part & item_mask
         scale = self.scale or (float(rating.min()), float(rating.max()))
         return RatingTable(tuple(users), tuple(items), first.astype(np.int64), item, rating, scale, time)
 
 
-def as_number(cell: str) -> float | None:
-    """Return the finite number that a cell holds; None if it holds none."""
-    try:
-        number = float(cell)
-    except ValueError:
-        return None
-    return number if np.isfinite(number) and "_" not in cell else None
+def _numbered(known: dict[str, int], cells: Sequence[str]) -> np.ndarray:
+    """Return each cell's number. New ones get the next numbers."""
+    if not known.keys() >= set(cells):
+        for cell in dict.fromkeys(cells):
+            known.setdefault(cell, len(known))
+    return np.fromiter(map(known.__getitem__, cells), np.uint64, len(cells))
 
 
 def _ranks(known: dict[str, int], names: Sequence[str]) -> np.ndarray:
@@ -266,15 +259,6 @@ def _ranks(known: dict[str, int], names: Sequence[str]) -> np.ndarray:
     ranks = np.empty(len(names), np.uint64)
     ranks[[known[name] for name in names]] = np.arange(len(names), dtype=np.uint64)
     return ranks
-
-
-def _repeated(packed: np.ndarray, value_bits: np.uint64) -> np.ndarray:
-    """Return the places of ratings, sorted, whose user and item are also those of the next one."""
-    found = []
-    for start, part in enumerate(_pieces(packed)):
-        pairs = packed[start * PIECE : start * PIECE + len(part) + 1] >> value_bits
-        found.append(start * PIECE + np.flatnonzero(pairs[1:] == pairs[:-1]))
-    return np.concatenate(found)
 
 
 def _pieces(values: np.ndarray) -> Iterator[np.ndarray]:

@@ -1,12 +1,11 @@
 """Tables of pictures: a CSV file with a column of files and perhaps columns of labels and splits."""
 
-import codecs
 import csv
-import io
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
-from innerloop.datasets.files import LARGEST_FILE, opened, too_large
+from innerloop.datasets.files import LARGEST_FILE, lines_of
 from innerloop.episodes import InputError
 
 FILES = ("file", "filename", "file_name", "filepath", "file_path", "path", "image", "image_path", "picture", "img")
@@ -60,26 +59,14 @@ def read_table(path: Path, labelled: bool = True) -> list[Row]:
 
 def cells(path: Path) -> list[list[str]]:
     """Return the cells of a table, row by row; the first row has the names of the columns: see `read_table`."""
-    text = _text(path)
-    head = text.partition("\n")[0].partition("\r")[0]
-    given = head.strip().lower().removeprefix("sep=")
-    if given != head.strip().lower() and len(given) == 1:  # Excel's own first line
-        text, separator = text[len(head) :].lstrip("\r\n"), given
-    else:
-        separator = max(SEPARATORS, key=head.count)
-    try:
-        return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
-    except csv.Error as error:
-        raise InputError(f"{path} is no table: {error}") from error
-
-
-def _text(path: Path) -> str:
-    with opened(path) as file:
-        data = file.read(LARGEST_FILE + 1)
-    if len(data) > LARGEST_FILE:
-        raise InputError(too_large(f"{path}"))
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        return data.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    with lines_of(path, LARGEST_FILE) as lines:
+        first = next(lines, "")
+        given = first.strip().lower().removeprefix("sep=")
+        if given != first.strip().lower() and len(given) == 1:  # Excel's own first line
+            lines, separator = itertools.dropwhile(lambda line: not line.strip("\r\n"), lines), given
+        else:
+            lines, separator = itertools.chain([first], lines), max(SEPARATORS, key=first.count)
+        try:
+            return list(csv.reader(lines, delimiter=separator))
+        except csv.Error as error:
+            raise InputError(f"{path} is no table: {error}") from error

@@ -9,11 +9,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from innerloop.datasets.columns import TextTable
+from innerloop.datasets.columns import TextTable, as_number, numbers_of
 from innerloop.datasets.files import BROKEN_ZIP, opened
 from innerloop.datasets.images import named_splits, splits_by_name
 from innerloop.datasets.layouts import SPLIT_NAMES
-from innerloop.datasets.ratings import as_number
 from innerloop.devices.files import user_path
 from innerloop.episodes import SPLITS, InputError, Split
 
@@ -127,23 +126,11 @@ def _text(
         for known, column in zip(cells, block.columns, strict=False):
             known += [cell.strip() for cell in column]
         columns = block.columns[len(special) :]
-        numbers.append(np.stack([_numbers(path, n, c, block.line) for n, c in zip(names, columns, strict=True)], 1))
+        of_names = [numbers_of(path, n, c, block.line) for n, c in zip(names, columns, strict=True)]
+        numbers.append(np.stack(of_names, 1).astype(np.float32))
     named = dict(zip(special, cells, strict=True))
     found = {kind: [named[name] for name in kinds] for kind, kinds in of.items()}
     return found, np.concatenate(numbers) if numbers else np.empty((0, len(names)), np.float32), names
-
-
-def _numbers(path: Path, name: str, cells: Sequence[str], line: int) -> np.ndarray:
-    """Return cells as float32. Raises InputError that names the line of the first that holds no finite number."""
-    try:
-        values = np.array(cells).astype(np.float64)
-    except ValueError:
-        values = np.array([np.nan])
-    if not np.isfinite(values).all():
-        for i, cell in enumerate(cells):
-            if as_number(cell) is None:
-                raise InputError(f"{path}, line {line + i}: {name} is {cell!r}, which is no number")
-    return values.astype(np.float32)
 
 
 def _arrays(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from innerloop.errors import InputError
 from innerloop.practice import validation
-from innerloop.practice.describe import baselines, describe_support, describe_validation, warnings_of
+from innerloop.practice.describe import baselines, describe_support, describe_validation, noun_of, warnings_of
 from innerloop.practice.embedding import DEFAULT_BACKBONE, Embedding, of_backbone, of_run
 from innerloop.practice.heads import MEANS, Scores, closed_form, in_their_span
 from innerloop.practice.learned import RunMethod
@@ -100,6 +100,7 @@ class Adapted:
             look_below=look_below,
             skipped=[],
             listing=listing,
+            noun=noun_of(self.about),
         )
 
     def probabilities(self, logits: Tensor) -> Tensor:

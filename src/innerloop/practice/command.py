@@ -15,11 +15,12 @@ from innerloop.datasets.tables import TABLES
 from innerloop.devices.files import user_path
 from innerloop.errors import InputError
 from innerloop.practice.adapted import FALSE_ALARMS, Adapted, adapt
+from innerloop.practice.describe import noun_of
 from innerloop.practice.model_file import MODEL, load, model_bytes
 from innerloop.practice.output import check_out, csv_text, write_out
 from innerloop.practice.predictions import Predictions, shown
 from innerloop.practice.recommend import is_on_ratings, recommend_command
-from innerloop.practice.report import noun_of, report
+from innerloop.practice.report import report
 from innerloop.practice.table_adapt import adapt_table
 from innerloop.practice.tables import FITTED_ON, is_table
 from innerloop.practice.validation import Share
@@ -139,10 +140,22 @@ class Settings:
 
 
 def summary(adapted: Adapted, predictions: Predictions | None, sources: dict[str, str | None]) -> dict[str, Any]:
-    """Return the content of summary.json."""
+    """Return the content of summary.json. What counts pictures of pictures counts rows of a table."""
+    counted = f"{noun_of(adapted.about)}s"
     found: dict[str, Any] = {f"{name}_path": path and shown(path) for name, path in sources.items()}
     found |= adapted.about
-    return found | ({"new_pictures": predictions.summary()} if predictions is not None else {})
+    found |= {f"new_{counted}": predictions.summary()} if predictions is not None else {}
+    return _counting(found, counted)
+
+
+def _counting(part: dict[str, Any], counted: str) -> dict[str, Any]:
+    """Return a part of summary.json with another name for its numbers of pictures. Names of classes stay."""
+    return {
+        counted if name == "pictures" else name: _counting(value, counted)
+        if isinstance(value, dict) and name not in ("classes", "predicted")
+        else value
+        for name, value in part.items()
+    }
 
 
 def skipped_table(adapted: Adapted, predictions: Predictions | None) -> str:

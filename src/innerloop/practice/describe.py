@@ -17,6 +17,11 @@ FEW = 10
 """Number of held-out pictures below which a report warns that its numbers are rough."""
 
 
+def noun_of(about: dict[str, Any]) -> str:
+    """Return what a model was adapted to several of: "picture", or "row" of a table."""
+    return str(about.get("noun", "picture"))
+
+
 def accuracy(scores: Scores, y: Tensor) -> Share:
     """Return the share of right answers of held-out scores. y: (m,)."""
     return Share(int((scores.logits.argmax(1) == y).sum()), len(y))
@@ -84,7 +89,7 @@ def _vectors(pictures: Pictures, workers: int) -> Tensor | None:
 
 def warnings_of(about: dict[str, Any]) -> list[str]:
     """Return what a user must know of these numbers, in sentences."""
-    found, noun = [], about.get("noun", "picture")
+    found, noun = [], noun_of(about)
     validation = about.get("validation")
     if validation is None:
         return [

@@ -19,6 +19,7 @@ from innerloop.episodes import weights_of, with_weights
 from innerloop.errors import InputError
 from innerloop.learners.simple_cnaps import with_quadratic_head
 from innerloop.practice.adapted import Adapted
+from innerloop.practice.describe import noun_of
 from innerloop.practice.embedding import restored
 from innerloop.practice.heads import Identity, Novelty, VectorModel
 from innerloop.practice.learned import NetModel
@@ -127,7 +128,7 @@ def _check_about(about: dict[str, Any], classes: list[str]) -> None:
     if validation is not None:
         texts.append(validation["left_out"])
         counts.append(validation["pictures"])
-    if about.get("noun", "picture") not in ("picture", "row"):
+    if noun_of(about) not in ("picture", "row"):
         raise InputError("what the adapted model says of itself is not what an adaptation writes")
     numbers = [n for share in shares for n in (share["accuracy"], *share["interval"])]
     numbers += [] if validation is None else [validation["calibration_error"], *validation["candidates"].values()]

@@ -21,7 +21,8 @@ class Predictions:
     classes: their names. files: (n,) paths. probabilities: (n, classes) float64. unknown: (n,), how unlike every
     class a picture is; above 1 is an alarm if `limited`, and otherwise it is a plain distance. labels: (n,) names,
     None where there is none. in_support: (n,), whether the same picture is among the labelled ones.
-    look_below: probability below which a prediction is flagged. listing: where the files are.
+    look_below: probability below which a prediction is flagged. listing: where the files are. noun: what one is
+    called, "picture" or "row".
     """
 
     classes: list[str]
@@ -34,6 +35,7 @@ class Predictions:
     look_below: float
     skipped: list[Skipped]
     listing: Listing = field(repr=False)
+    noun: str = "picture"
 
     @property
     def predicted(self) -> np.ndarray:
@@ -54,7 +56,7 @@ class Predictions:
                 for reason, holds in (
                     ("unlike every class", self.limited and unknown > 1),
                     ("uncertain", confidence < self.look_below),
-                    ("among the labelled pictures", seen),
+                    (f"among the labelled {self.noun}s", seen),
                 )
                 if holds
             )

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from innerloop.datasets.columns import TextTable
-from innerloop.datasets.ratings import as_number
+from innerloop.datasets.columns import TextTable, as_number
 from innerloop.devices.files import user_path
 from innerloop.episodes import InputError, Samples
 from innerloop.practice.output import check_out, csv_text, write_out

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from innerloop.practice import figures
 from innerloop.practice.adapted import Adapted
+from innerloop.practice.describe import noun_of
 from innerloop.practice.page import MEANING, OF_TABLES, STYLE
 from innerloop.practice.predictions import Predictions, shown
 from innerloop.practice.reading import Preparation, Skipped, read_all
@@ -45,11 +46,6 @@ def report(adapted: Adapted, predictions: Predictions | None, sources: dict[str,
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
         f"<style>{STYLE}</style></head><body><main>\n" + "\n".join(filter(None, parts)) + "\n</main></body></html>\n"
     )
-
-
-def noun_of(about: dict[str, Any]) -> str:
-    """Return what a model was adapted to several of: "picture", or "row" of a table."""
-    return str(about.get("noun", "picture"))
 
 
 def text(value: str) -> str:

@@ -94,7 +94,7 @@ def regression(x: Tensor, y: Tensor, classes: int) -> VectorModel:
     except ImportError as error:
         raise InputError('tables need scikit-learn: pip install "innerloop[tables]"') from error
     x = x.double()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _blas().limit(limits=1, user_api="blas"):
         warnings.simplefilter("ignore")  # what is not converged is judged by left-out rows all the same
         found = LogisticRegression(max_iter=1000).fit(x.numpy(), y.numpy())
     weight, bias = torch.from_numpy(found.coef_), torch.from_numpy(found.intercept_)
@@ -102,6 +102,14 @@ def regression(x: Tensor, y: Tensor, classes: int) -> VectorModel:
         weight, bias = (torch.cat([torch.zeros_like(part), part]) for part in (weight, bias))
     form = Identity(torch.zeros(x.shape[1], dtype=x.dtype))
     return VectorModel(form, weight, bias, Novelty(form, class_means(x, y, classes)))
+
+
+@lru_cache(maxsize=1)
+def _blas() -> Any:
+    """Return what limits threads of scikit-learn's matrix products: on few rows they wait for each other."""
+    from threadpoolctl import ThreadpoolController  # of scikit-learn
+
+    return ThreadpoolController()
 
 
 def _learner(x: Tensor, y: Tensor, classes: int) -> NetModel:

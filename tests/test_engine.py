@@ -134,6 +134,13 @@ def test_tasks_that_exceed_the_memory_are_run_in_halves(caplog: pytest.LogCaptur
     assert max(seen) == 3, "what fitted is not remembered"
 
 
+@pytest.mark.usefixtures("float64")
+def test_a_single_task_is_the_least() -> None:
+    batch, seen = regression_batch(4, 4, 2), list[int]()
+    close(all_of(small_gpu(1, seen), batch), all_of(small_gpu(4, []), batch))
+    assert seen[:5] == [1, 4, 2, 1, 1]
+
+
 def test_a_gradient_that_exceeds_the_memory_halves_too(monkeypatch: pytest.MonkeyPatch) -> None:
     batch, seen, raised = regression_batch(4, 4, 2), list[int](), list[bool]()
     whole = torch.autograd.grad
@@ -156,6 +163,46 @@ def test_a_chunk_that_was_asked_for_and_a_single_task_are_not_halved(chunk: int 
     learner.engine.chunk = chunk
     with pytest.raises(torch.OutOfMemoryError):
         all_of(learner, regression_batch(3, 4, 2))
+
+
+# Nets that vmap cannot run.
+
+
+class Branching(nn.Module):
+    """A net that asks for a value, which vmap does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.head(x)
+        return h if h.sum() > 0 else h.tanh()
+
+
+def branching(**settings: Any) -> MetaLearner:
+    torch.manual_seed(0)
+    return MAML(Branching(), squared, inner_lr=0.1, inner_steps=2, **settings)
+
+
+def test_tasks_run_one_after_the_other_where_vmap_cannot(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "innerloop")
+    learner, batch = branching(), regression_batch(3, 4, 2)
+    expected = all_of(branching(engine="loop"), batch)
+    for _ in range(2):
+        assert all(map(torch.equal, all_of(learner, batch), expected))
+    assert learner.engine.resolve(torch.device("cpu")) == "loop"
+    (message,) = caplog.messages
+    assert message.startswith("this net cannot run under torch.vmap, so tasks run one after the other (vmap: ")
+    assert "data-dependent control flow" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("settings", [{"engine": "vmap"}, {"compile": True}], ids=str)
+def test_where_vmap_was_asked_for_such_a_net_is_refused(settings: dict[str, Any]) -> None:
+    why = r"^engine=vmap cannot run this net: use engine=loop \(vmap: .*data-dependent control flow[^.]*\)$"
+    with pytest.raises(InputError, match=why):
+        all_of(branching(**settings), regression_batch(3, 4, 2))
 
 
 # Nets with given weights.

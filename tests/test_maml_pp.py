@@ -11,7 +11,7 @@ from test_family import conv
 from test_meta_gradient import close, meta_gradient
 
 from innerloop.episodes import Episode, Samples, weights_of
-from innerloop.learners import MAML, MAMLPlusPlus
+from innerloop.learners import MAML, MAMLPlusPlus, ProtoMAML
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -55,6 +55,25 @@ def test_multi_step_loss_is_the_weighted_sum_of_the_losses_after_each_step(monke
         ]
         expected = [sum(w * g for w, g in zip(weights, gs, strict=True)) for gs in zip(*single, strict=True)]
         close(meta_gradient(learner, batch)[1], expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [MAML, ProtoMAML, MAMLPlusPlus])
+def test_multi_step_is_the_mean_of_the_losses_after_each_step_for_good(
+    kind: type[MAML], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MAMLPlusPlus, "global_step", 10**6)
+    net, settings = conv(), {"inner_lr": 0.3, "engine": "loop"}
+    batch = class_batch(tasks=2, ways=3, shots=2, queries=2)
+    single = [meta_gradient(kind(net, cross_entropy, inner_steps=k, **settings), batch) for k in (1, 2, 3)]  # type: ignore[arg-type]
+    for engine in ("loop", "vmap"):
+        settings["engine"] = engine
+        value, gradient = meta_gradient(kind(net, cross_entropy, inner_steps=3, multi_step=True, **settings), batch)  # type: ignore[arg-type]
+        close([value], [sum(v for v, _ in single) / 3])  # type: ignore[list-item]
+        close(gradient, [sum(gs) / 3 for gs in zip(*(g for _, g in single), strict=True)])  # type: ignore[arg-type]
+    none = kind(net, cross_entropy, inner_steps=0, multi_step=True)
+    assert none.query_objective(task(batch, 0))[0] == kind(net, cross_entropy, inner_steps=0).query_objective(
+        task(batch, 0)
+    )[0]
 
 
 def test_norms_and_rates_of_each_step_are_those_of_that_step() -> None:

@@ -2,13 +2,12 @@
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from innerloop.adaptation import Adaptation, Chain, GradientSteps, PrototypeHead
 from innerloop.adaptation.engine import Outputs
-from innerloop.episodes import Episode, Loss, Metrics, weights_of
-from innerloop.learners.inner_loop import InnerLoop
+from innerloop.episodes import Episode, Loss, Metrics
+from innerloop.learners.inner_loop import InnerLoop, multi_step_objective
 from innerloop.learners.keywords import flattened
 from innerloop.learners.learner import MetaLearner
 
@@ -55,12 +54,8 @@ class MAML(MetaLearner):
         return [share / k] * (k - 1) + [1 - share * (k - 1) / k] if k else []
 
     def query_objective(self, episode: Episode) -> tuple[Tensor, Outputs]:
-        weights = self.loss_weights()
-        if not any(weights[:-1]):
-            return super().query_objective(episode)
-        path = self.adaptation.training_path(self.net, weights_of(self.net), episode.support)
-        losses = [c * self.query_loss(w, episode) for c, w in zip(weights, path[1:], strict=True)]
-        return torch.stack(losses).sum(), self.report_on(path[-1], episode)
+        counts = self.loss_weights()
+        return multi_step_objective(self, episode, counts) if any(counts[:-1]) else super().query_objective(episode)
 
 
 class ProtoMAML(MAML):

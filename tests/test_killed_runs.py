@@ -18,7 +18,7 @@ from innerloop.runs.record import read_checkpoint
 
 SHORT = ("trainer.max_steps=600", "trainer.val_every=40", "trainer.val_episodes=40", "trainer.log_every=7")
 SHORT = (*SHORT, "test.episodes=50", "trainer.threads=1", "trainer.accelerator=cpu", "logger=csv")
-ACTING = ("data=navigation", "data.horizon=10", "trainer.max_steps=200", "trainer.val_every=25")
+ACTING = ("data=navigation", "data.horizon=10", "data.shots=5", "data.meta_batch_size=4", "trainer.max_steps=200")
 IMAGES = ("data=glyphs", "net.width=8", "data.queries=3", "data.meta_batch_size=4", "trainer.max_steps=200")
 RUNS: dict[str, Sequence[str]] = {
     "maml": ("algo=maml",),

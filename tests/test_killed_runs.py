@@ -18,12 +18,14 @@ from innerloop.runs.record import read_checkpoint
 
 SHORT = ("trainer.max_steps=600", "trainer.val_every=40", "trainer.val_episodes=40", "trainer.log_every=7")
 SHORT = (*SHORT, "test.episodes=50", "trainer.threads=1", "trainer.accelerator=cpu", "logger=csv")
+ACTING = ("data=navigation", "data.horizon=10", "data.shots=5", "data.meta_batch_size=4", "trainer.max_steps=200")
 IMAGES = ("data=glyphs", "net.width=8", "data.queries=3", "data.meta_batch_size=4", "trainer.max_steps=200")
 RUNS: dict[str, Sequence[str]] = {
     "maml": ("algo=maml",),
     "hypernet": ("algo=hypernet",),
     "hybrid": ("algo=hybrid",),
     "images": ("algo=maml", *IMAGES),
+    "policy": ("algo=hybrid", *ACTING),
     "compiled": ("algo=maml", "algo.compile=true", "trainer.max_steps=3000", "trainer.val_every=200"),
 }
 KILLS = 5

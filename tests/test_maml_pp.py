@@ -10,8 +10,9 @@ from conftest import class_batch, cross_entropy, randomise, task
 from test_family import conv
 from test_meta_gradient import close, meta_gradient
 
+from innerloop.adaptation import GradientSteps
 from innerloop.episodes import Episode, Samples, weights_of
-from innerloop.learners import MAML, MAMLPlusPlus
+from innerloop.learners import MAML, Hybrid, MAMLPlusPlus, ProtoMAML
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -48,13 +49,33 @@ def test_multi_step_loss_is_the_weighted_sum_of_the_losses_after_each_step(monke
     learner, _ = plus(multi_step_until=100)
     batch = class_batch(tasks=2, ways=3, shots=2, queries=2)
     for step, weights in {0: [1 / 3] * 3, 50: [1 / 6, 1 / 6, 2 / 3], 100: [0, 0, 1], 150: [0, 0, 1]}.items():
-        assert learner.loss_weights(step) == pytest.approx(weights)
         monkeypatch.setattr(MAMLPlusPlus, "global_step", step)
+        assert learner.loss_weights() == pytest.approx(weights)
         single = [
             meta_gradient(MAML(learner.net, cross_entropy, inner_lr=0.3, inner_steps=k), batch)[1] for k in (1, 2, 3)
         ]
         expected = [sum(w * g for w, g in zip(weights, gs, strict=True)) for gs in zip(*single, strict=True)]
         close(meta_gradient(learner, batch)[1], expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kind", "first"), [(MAML, 1), (ProtoMAML, 1), (MAMLPlusPlus, 1), (Hybrid, 0)])
+@pytest.mark.parametrize("engine", ["loop", "vmap"])
+def test_multi_step_is_the_mean_of_the_losses_after_each_step_for_good(
+    kind: type[MAML], first: int, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first step on or, where the weights are written before it, from those."""
+    monkeypatch.setattr(MAMLPlusPlus, "global_step", 10**6)
+    batch = class_batch(tasks=2, ways=3, shots=2, queries=2)
+    learner = kind(conv(), cross_entropy, inner_lr=0.3, inner_steps=3, multi_step=True, engine=engine)
+    randomise(learner.adaptation, scale=0.1)
+    value, gradient = meta_gradient(learner, batch)
+    learner.multi_step, single = False, []
+    steps = next(part for part in learner.adaptation.modules() if isinstance(part, GradientSteps))
+    for steps.steps in range(first, 4):
+        single.append(meta_gradient(learner, batch))
+    close([value], [torch.stack([v for v, _ in single]).mean()])
+    close(gradient, [torch.stack(each).mean(0) for each in zip(*(g for _, g in single), strict=True)])
+    assert (single[0][0] - single[-1][0]).abs() > 1e-3
 
 
 def test_norms_and_rates_of_each_step_are_those_of_that_step() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import SHORT, randomise, trainer
 from hydra import compose, initialize_config_dir
+from offline import offline_runs
 from test_meta_gradient import ENGINES, close, in_engine, meta_gradient
 from torch import Tensor
 from torch.func import grad, jacrev
@@ -22,6 +23,7 @@ from innerloop.learners import LEO, MAML, FineTune, Hybrid, HyperNet, MetaLearne
 from innerloop.nets import CategoricalPolicy, GaussianPolicy
 from innerloop.runs import schemas
 from innerloop.runs.build import build
+from innerloop.runs.command import Reported
 from innerloop.runs.compare import comparison, read_run
 from innerloop.runs.record import read_checkpoint
 from innerloop.runs.report.trajectories import trajectories
@@ -472,8 +474,9 @@ def results(run_dir: Path) -> dict[str, Any]:
 
 
 def test_a_run_and_its_comparison(train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for algo in ("maml", "hypernet"):
-        train(f"algo={algo}", "data=navigation", *SMALL, *FEW, f"hydra.run.dir={tmp_path / algo}")
+    for algo, logger in {"maml": "csv", "hypernet": "[csv,wandb]"}.items():
+        command = (f"algo={algo}", "data=navigation", *SMALL, *FEW, f"logger={logger}")
+        train(*command, f"hydra.run.dir={tmp_path / algo}")
     found = results(tmp_path / "maml")
     assert found["metric"] == "return"
     assert [row["step"] for row in found["test"]["by_step"]] == [0, 1, 2, 3]
@@ -482,20 +485,24 @@ def test_a_run_and_its_comparison(train: Any, tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out.count("\n  oracle ") == 2
     plots = {path.stem for path in (tmp_path / "hypernet" / "plots").iterdir()}
     assert plots == {"adaptation_curve", "learning_curve", "trajectories"}
+    (offline,) = offline_runs(tmp_path / "hypernet")
+    assert {f"plots/{name}" for name in plots} <= set(offline.summary["summary"])
     head, *rows = comparison([read_run(tmp_path / algo) for algo in ("maml", "hypernet")])
     assert "return" in head
     assert rows[1][-2].count("±") == 1
 
 
-def test_a_run_that_is_interrupted_ends_with_the_same_numbers(train: Any, tmp_path: Path) -> None:
-    def weights(name: str) -> dict[str, Tensor]:
-        return read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"]
-
-    command = ("algo=hybrid", "algo.width=8", "data=navigation", *SMALL, *FEW, "algo.schedule=constant")
+def test_a_run_that_is_stopped_between_two_validations_ends_with_the_same_numbers(train: Any, tmp_path: Path) -> None:
+    command = ("algo=hybrid", "algo.width=8", "data=navigation", *SMALL, *FEW, "trainer.max_steps=9")
     train(*command, f"hydra.run.dir={tmp_path / 'whole'}")
-    train(*command, "trainer.max_steps=3", f"hydra.run.dir={tmp_path / 'parts'}")
-    whole, early = weights("whole"), weights("parts")
-    assert not torch.equal(early["net.head.bias"], whole["net.head.bias"])
-    train(f"resume={tmp_path / 'parts'}", "trainer.max_steps=6")
-    assert all(torch.equal(w, whole[name]) for name, w in weights("parts").items())
+    stop = ("allow=[test_callbacks]", "+callbacks.stop._target_=test_callbacks.StopsOnce")
+    with pytest.raises(Reported) as end:
+        train(*command, *stop, f"+callbacks.stop.file={tmp_path / 'stopped'}", f"hydra.run.dir={tmp_path / 'parts'}")
+    assert end.value.code == 130
+    whole, early = (read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("whole", "parts"))
+    assert early["global_step"] == 7
+    assert not torch.equal(early["state_dict"]["net.head.bias"], whole["state_dict"]["net.head.bias"])
+    train(f"resume={tmp_path / 'parts'}", stop[0])
+    ended = read_checkpoint(tmp_path / "parts" / "checkpoints" / "last.ckpt")["state_dict"]
+    assert all(torch.equal(w, ended[name]) for name, w in whole["state_dict"].items())
     assert results(tmp_path / "parts")["test"] == results(tmp_path / "whole")["test"]

@@ -1,6 +1,7 @@
 """The abstraction `Adaptation`, a map from a task's support set to the task's weights, and its composition."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -32,6 +33,10 @@ class Adaptation(nn.Module, ABC):
 
         An adaptation without inner steps returns only its result.
         """
+        return [self(net, weights, support)]
+
+    def training_path(self, net: nn.Module, weights: Weights, support: Samples) -> list[Weights]:
+        """Return the weights after 0, 1, …, K inner steps in training, of which `forward` returns the last."""
         return [self(net, weights, support)]
 
     def learned_rates(self) -> dict[str, Tensor]:
@@ -69,8 +74,14 @@ class Chain(Adaptation):
         return weights
 
     def trajectory(self, net: nn.Module, weights: Weights, support: Samples) -> list[Weights]:
+        return self._joined(weights, lambda part, start: part.trajectory(net, start, support))
+
+    def training_path(self, net: nn.Module, weights: Weights, support: Samples) -> list[Weights]:
+        return self._joined(weights, lambda part, start: part.training_path(net, start, support))
+
+    def _joined(self, weights: Weights, of: Callable[[Adaptation, Weights], list[Weights]]) -> list[Weights]:
         path = [weights]
         for part in self.parts:
             assert isinstance(part, Adaptation)
-            path = path[:-1] + part.trajectory(net, path[-1], support)
+            path = path[:-1] + of(part, path[-1])
         return path

@@ -128,10 +128,13 @@ class GradientSteps(Adaptation):
         return self.steps
 
     def forward(self, net: nn.Module, weights: Weights, support: Samples) -> Weights:
-        return self.path(net, weights, support, self.steps)[-1]
+        return self.training_path(net, weights, support)[-1]
 
     def trajectory(self, net: nn.Module, weights: Weights, support: Samples) -> list[Weights]:
         return self.path(net, weights, support, self.eval_steps)
+
+    def training_path(self, net: nn.Module, weights: Weights, support: Samples) -> list[Weights]:
+        return self.path(net, weights, support, self.steps)
 
     def learned_rates(self) -> dict[str, Tensor]:
         return {name.replace("/", "."): rate for name, rate in (self.rates or {}).items()}

@@ -1,12 +1,16 @@
 """The settings of inner loops, which learners have as keyword arguments: see `innerloop.learners.keywords`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from innerloop.adaptation import Generate, GradientSteps, LatentSteps
-from innerloop.episodes import InputError, Loss, SupportAt, task_weights
+from innerloop.adaptation.engine import Outputs
+from innerloop.episodes import Episode, InputError, Loss, SupportAt, task_weights, weights_of
+from innerloop.learners.learner import MetaLearner
 
 
 def refuse_shared_weights(net: nn.Module, learner: str) -> None:
@@ -17,6 +21,16 @@ def refuse_shared_weights(net: nn.Module, learner: str) -> None:
             f"{learner} learns only weights that a task adapts, and tasks share this net's {', '.join(shared)}: use "
             "algo=maml, hypernet or hybrid"
         )
+
+
+def multi_step_objective(learner: MetaLearner, episode: Episode, counts: Sequence[float]) -> tuple[Tensor, Outputs]:
+    """Return the query losses along the inner loop of training, times `counts`, added, and the report on its end.
+
+    counts: a weight for each of the last inner steps, in their order (Antoniou et al., 2019, section 4).
+    """
+    path = learner.adaptation.training_path(learner.net, weights_of(learner.net), episode.support)[-len(counts) :]
+    losses = [c * learner.query_loss(w, episode) for c, w in zip(counts, path, strict=True)]
+    return torch.stack(losses).sum(), learner.report_on(path[-1], episode)
 
 
 Steps = TypeVar("Steps", bound=GradientSteps)

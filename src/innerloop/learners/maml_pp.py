@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from innerloop.adaptation import PerStepNorms
@@ -16,7 +15,7 @@ class MAMLPlusPlus(MAML):
     """MAML++ (Antoniou, Edwards and Storkey, 2019). Each addition has its switch; with all of them off it is MAML.
 
     multi_step_until: until this outer step the query loss after each inner step counts, with weights that change from
-        1/K each to 1 for the last step (section 4, multi-step loss). 0: only the last step ever counts.
+        1/K each to those without it, 1 for the last step (section 4, multi-step loss). 0: never.
     first_order_until: until this outer step the inner gradient is a constant (derivative-order annealing). 0: never.
     per_step_norms: learn the weights of the net's norms for each inner step: see `PerStepNorms`.
     running_statistics: evaluate queries with running statistics of each inner step, which are updated in training,
@@ -60,13 +59,9 @@ class MAMLPlusPlus(MAML):
         if running_statistics:
             self.adaptation.keep_statistics(net)
 
-    def loss_weights(self, step: int) -> list[float]:
-        """Return the weights of the query loss after 1, …, K inner steps at an outer step. They sum to one."""
-        k = self.adaptation.steps
-        if k == 0:
-            return []
-        left = max(0.0, 1 - step / self.multi_step_until) if self.multi_step_until else 0.0
-        return [left / k] * (k - 1) + [1 - left * (k - 1) / k]
+    def share_of_all_steps(self) -> float:
+        until = self.multi_step_until
+        return max(super().share_of_all_steps(), 1 - self.global_step / until if until else 0.0)
 
     def training_step(self, batch: MetaBatch, batch_idx: int) -> Tensor:
         self.adaptation.first_order = self.always_first_order or self.global_step < self.first_order_until
@@ -76,12 +71,6 @@ class MAMLPlusPlus(MAML):
             means = {name: value.mean(0) * share for name, value in seen.items()}
             self.adaptation.keep({name: reduce(mean, reduce_op="mean") for name, mean in means.items()})
         return super().training_step(batch, batch_idx)
-
-    def query_objective(self, episode: Episode) -> tuple[Tensor, Outputs]:
-        path = self.adaptation.path(self.net, weights_of(self.net), episode.support, self.adaptation.steps)
-        counted = [(c, w) for c, w in zip(self.loss_weights(self.global_step), path[1:], strict=True) if c > 0]
-        losses = [c * self.query_loss(w, episode) for c, w in counted or [(1.0, path[-1])]]
-        return torch.stack(losses).sum(), self.report_on(path[-1], episode)
 
     def query_net(self, episode: Episode, step: int | None = None) -> nn.Module:
         if step is None or self.training or self.adaptation.running is None:

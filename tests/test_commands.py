@@ -21,6 +21,7 @@ from hydra import compose, initialize_config_dir
 from offline import offline_runs
 
 from innerloop.episodes import InputError, weights_of
+from innerloop.learners import MetaLearner
 from innerloop.runs import schemas
 from innerloop.runs.build import build
 from innerloop.runs.command import quoted_paths
@@ -416,6 +417,22 @@ def test_a_run_directory_may_name_settings(tmp_path: Path, here: Here, monkeypat
         assert "nope" in err.lower()
         assert err.count("\n") == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Läufe"]
+
+
+def test_all_of_a_run_has_its_threads_from_the_first_trial_on(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, before = set[int](), torch.get_num_threads()
+
+    def query_loss(self: MetaLearner, *arguments: Any) -> torch.Tensor:
+        seen.add(torch.get_num_threads())
+        return original(self, *arguments)
+
+    original = MetaLearner.query_loss
+    monkeypatch.setattr(MetaLearner, "query_loss", query_loss)
+    try:
+        assert here("train.py", *TINY, "logger=csv", "algo=maml", "trainer.threads=3")[0] == 0
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {3}
 
 
 def test_values_that_hydra_understands_are_left_to_it() -> None:

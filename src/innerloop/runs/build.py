@@ -30,6 +30,7 @@ from innerloop.runs.config import load_config, to_plain
 from innerloop.runs.record import read_checkpoint
 from innerloop.runs.signatures import arguments, locate, make, parameters, target_of, unknown_key
 from innerloop.runs.sources import compose_sources, mixture_values, of_source, source_nodes
+from innerloop.runs.threads import is_dense, threads_of
 from innerloop.tasks.base import Tasks
 from innerloop.tasks.images import FewShotImages
 from innerloop.tasks.mixture import Mixture, splits_of
@@ -94,7 +95,8 @@ def build(cfg: DictConfig, fit: Callable[[LabelledImages], LabelledImages] | Non
             "data.test_ways, and sampler=meta_dataset, need a learner that writes its head from the support set, such "
             "as protonet, r2d2, proto_maml or cnaps, or hypernet and hybrid where algo.writes is head or head+film"
         )
-    try_out(learner, module)
+    with threads_of(cfg.trainer, learner):
+        try_out(learner, module)
     return Parts(tasks, learner, module)
 
 
@@ -132,11 +134,6 @@ def explained(what: str) -> Iterator[None]:
     except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{what}: {type(error).__name__}: {reason} (traceback=true shows where)") from error
-
-
-def is_dense(learner: MetaLearner) -> bool:
-    """Return True if the learner's tensors are so small that even the CPU runs all tasks at once."""
-    return learner.engine.resolve(torch.device("cpu")) == "vmap"
 
 
 def make_net(node: dict[str, Any], tasks: Tasks, allow: Sequence[str] = ()) -> nn.Module:

@@ -7,8 +7,8 @@ from omegaconf import DictConfig
 
 from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
-from innerloop.runs.build import Parts, is_dense
-from innerloop.runs.trainer import set_threads
+from innerloop.runs.build import Parts
+from innerloop.runs.threads import is_dense, set_threads
 
 log = logging.getLogger("innerloop")
 

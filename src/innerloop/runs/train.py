@@ -46,6 +46,7 @@ from innerloop.runs.report.figures import save_figures
 from innerloop.runs.report.results import closing_table, episode_rows, flatten, write_episodes
 from innerloop.runs.resume import record_changes, resumed_config
 from innerloop.runs.signatures import make
+from innerloop.runs.threads import threads_of
 from innerloop.runs.tracking import Closing, Label, RunInfo, check_loggers, end_loggers, make_loggers, trackers
 from innerloop.runs.trainer import check_extra, make_trainer
 from innerloop.tasks.base import Tasks
@@ -108,7 +109,8 @@ def tried_eagerly(cfg: DictConfig) -> Parts:
     check_extra(cfg.trainer)
     parts = build(cfg)
     if cfg.trainer.max_steps:
-        try_a_gradient(parts)
+        with threads_of(cfg.trainer, parts.learner):
+            try_a_gradient(parts)
     return parts
 
 

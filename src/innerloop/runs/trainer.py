@@ -4,19 +4,18 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
 
 from innerloop.devices.precision import TENSOR_FLOAT, set_tensor_float
-from innerloop.devices.ranks import placement, share_of_cores
+from innerloop.devices.ranks import placement
 from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
-from innerloop.runs.build import is_dense
 from innerloop.runs.callbacks.checkpoints import RunCheckpointIO
 from innerloop.runs.signatures import converted, parameters
+from innerloop.runs.threads import set_threads
 
 PROFILERS: dict[str, type[Profiler]] = {
     "simple": SimpleProfiler,
@@ -84,14 +83,6 @@ def make_trainer(cfg: DictConfig, learner: MetaLearner, run_dir: Path, **kwargs:
         return Trainer(**{**FIXED, **extra_arguments(t), **own, **kwargs})
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise InputError(f"trainer: {error}") from error
-
-
-def set_threads(trainer: DictConfig, learner: MetaLearner) -> None:
-    """Set the number of torch's threads of a run."""
-    # The tensors of dense nets are too small to share: threads would only wait for each other, long on a busy machine.
-    threads = trainer.threads or (1 if is_dense(learner) else share_of_cores(trainer))
-    if threads is not None:
-        torch.set_num_threads(threads)
 
 
 def extra_arguments(trainer: DictConfig) -> dict[str, Any]:

@@ -115,6 +115,21 @@ def test_a_recorded_value_and_its_gradient_agree_to_a_thousandth(value: float, g
         check(result(value, gradient), result(1.0, 1.0), ("this", "other"))
 
 
+class Unused(MAML):
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.unused = torch.nn.Parameter(torch.ones(3))
+
+
+def test_what_the_loss_does_not_use_has_the_gradient_zero(recorded_only: list[Callable]) -> None:
+    learner = made(Unused, compile=True, inner_steps=1)
+    parameters = list(learner.parameters())
+    _, gradient, _ = learner.engine.value_and_grad(learner.query_objective, parameters, a_batch())
+    (unused,) = (g for g, p in zip(gradient, parameters, strict=True) if p is learner.unused)
+    assert unused is not None
+    assert unused.tolist() == [0, 0, 0]
+
+
 def test_what_cannot_be_compiled_is_refused() -> None:
     objective_of_nobody = made(MAML, compile=True)
     with pytest.raises(InputError, match="must be a method of the module"):

@@ -165,6 +165,12 @@ def test_a_chunk_that_was_asked_for_and_a_single_task_are_not_halved(chunk: int 
         all_of(learner, regression_batch(3, 4, 2))
 
 
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_a_chunk_has_a_task(chunk: int) -> None:
+    with pytest.raises(InputError, match=f"chunk must be above zero, got {chunk}"):
+        conv_learner("vmap", chunk)
+
+
 # Nets that vmap cannot run.
 
 

@@ -11,7 +11,8 @@ from conftest import class_batch, cross_entropy, randomise, regression_batch, sq
 from test_meta_gradient import ENGINES, close, directional_check, every_engine, meta_gradient
 from torch import Tensor, nn
 
-from innerloop.adaptation import GradientSteps, PrototypeHead, RidgeHead
+from innerloop.adaptation import GradientSteps, PrototypeHead, RidgeHead, RidgeStep
+from innerloop.adaptation.heads import classes_present
 from innerloop.episodes import Episode, InputError, Samples, apply, weights_of
 from innerloop.learners import (
     CAVIA,
@@ -317,6 +318,28 @@ def test_a_single_logit_tells_two_classes_apart_as_two_logits_do(head: Any) -> N
     logits = apply(two, head(two, weights_of(two), support), support.x)
     difference = logits[:, 1] - logits[:, 0]
     close([logit], [difference])
+
+
+@pytest.mark.parametrize(
+    ("labels", "outputs", "expected"),
+    [([0, 0], 2, [True, False]), ([1], 2, [False, True]), ([0, 2, 2], 4, [True, False, True, False]), ([1], 1, [True])],
+)
+def test_absent_classes_are_known(labels: list[int], outputs: int, expected: list[bool]) -> None:
+    assert classes_present(torch.tensor(labels), outputs).tolist() == expected
+    assert classes_present(torch.tensor(labels).double(), outputs).all()
+
+
+@pytest.mark.parametrize("head", [RidgeHead, RidgeStep])
+def test_the_ridge_is_above_zero(head: Any) -> None:
+    assert head(0.5).log_ridge.exp().item() == pytest.approx(0.5)
+    for wrong in (0.0, -0.5):
+        with pytest.raises(InputError, match="ridge must be above zero, got"):
+            head(wrong)
+
+
+def test_one_inner_step_may_have_rates_for_each_step() -> None:
+    learner = MAML(dense(), squared, inner_steps=1, learn_lr="tensor_step")
+    assert {rate.numel() for rate in learner.adaptation.rates.values()} == {1}  # type: ignore[union-attr, operator]
 
 
 @pytest.mark.parametrize("shots", [1, 9])

@@ -71,18 +71,25 @@ def by_hand(f: np.ndarray, y: np.ndarray, queries: np.ndarray, ways: int, beta: 
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.05])
-@pytest.mark.parametrize("shots", [(1, 1, 1), (4, 4, 4), (1, 2, 5)], ids=str)
+@pytest.mark.parametrize("shots", [(1, 1), (1, 1, 1), (4, 4, 4), (1, 2, 5)], ids=str)
 def test_the_equations_of_the_paper(shots: tuple[int, ...], beta: float) -> None:
     """One shot, several, and different numbers of shots, against numpy's covariances and inverses."""
-    net = with_quadratic_head(MLP(4, [5], 3, "tanh"))
-    y = torch.arange(3).repeat_interleave(torch.tensor(shots))
+    ways = len(shots)
+    net = with_quadratic_head(MLP(4, [5], ways, "tanh"))
+    y = torch.arange(ways).repeat_interleave(torch.tensor(shots))
     x, queries = torch.randn(len(y), 4), torch.randn(6, 4)
     weights = MahalanobisHead(beta)(net, weights_of(net), Samples(x, y))
     f, g = (net.get_submodule("body")(part).detach().numpy() for part in (x, queries))
     logits = apply(net, weights, queries).detach()
-    expected = torch.from_numpy(by_hand(f, y.numpy(), g, 3, beta))
+    expected = torch.from_numpy(by_hand(f, y.numpy(), g, ways, beta))
     # |f|^2 is not the same for all classes here, so the logits themselves agree.
     close([logits], [expected])
+
+
+def test_a_single_sample_has_no_covariance() -> None:
+    net = with_quadratic_head(Linear(4, 1))
+    weights = MahalanobisHead()(net, weights_of(net), Samples(torch.randn(1, 4), torch.tensor([1])))
+    assert all(w.isfinite().all() for w in weights.values())
 
 
 def test_a_single_logit_is_the_difference_of_two() -> None:
@@ -223,6 +230,17 @@ def test_a_frozen_body_stays_to_the_last_bit(kind: type[MetaLearner], settings: 
 def test_what_cannot_be_is_refused(made: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         made()
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 3])
+def test_predictions_are_probabilities_whatever_the_number_of_logits(outputs: int) -> None:
+    """By hand, with five samples and four features, so that no two sizes are the same."""
+    net, x, y = Linear(4, outputs), torch.randn(5, 4), torch.arange(5) % max(outputs, 2)
+    generate = HyperMAML(net, cross_entropy, **SMALL).adaptation
+    found = generate.predictions(net, weights_of(net), x, Samples(x, y))  # type: ignore[operator]
+    z = (x @ net.head.weight.T + net.head.bias).detach().numpy()
+    expected = 1 / (1 + np.exp(-z)) if outputs == 1 else np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
 
 
 def test_the_head_needs_classes_and_a_quadratic_net() -> None:

@@ -157,6 +157,22 @@ def test_a_gradient_that_exceeds_the_memory_halves_too(monkeypatch: pytest.Monke
     assert seen[:4] == [1, 4, 2, 2]
 
 
+def test_a_gradient_of_one_task_that_does_not_fit_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, whole = list[int](), torch.autograd.grad
+
+    def grad(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
+        if options == {"allow_unused": True}:  # the meta-gradient
+            assert seen.count(1) < 5, "it goes on for ever"
+            raise torch.OutOfMemoryError
+        return whole(*arguments, **options)
+
+    learner = small_gpu(4, seen)
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    with pytest.raises(torch.OutOfMemoryError):
+        all_of(learner, regression_batch(4, 4, 2))
+    assert seen[:4] == [1, 4, 2, 1]
+
+
 @pytest.mark.parametrize(("chunk", "room"), [(3, 2), (None, 0)])
 def test_a_chunk_that_was_asked_for_and_a_single_task_are_not_halved(chunk: int | None, room: int) -> None:
     learner = small_gpu(room, [])

@@ -332,6 +332,7 @@ def test_absent_classes_are_known(labels: list[int], outputs: int, expected: lis
 @pytest.mark.parametrize("head", [RidgeHead, RidgeStep])
 def test_the_ridge_is_above_zero(head: Any) -> None:
     assert head(0.5).log_ridge.exp().item() == pytest.approx(0.5)
+    assert head().log_ridge.exp().item() == pytest.approx(1.0)
     for wrong in (0.0, -0.5):
         with pytest.raises(InputError, match="ridge must be above zero, got"):
             head(wrong)

@@ -1,5 +1,6 @@
 """The compiled meta-step: the operations that are recorded are the objective's, or it is refused."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch import _inductor as inductor
 
 from innerloop.adaptation import native
-from innerloop.adaptation.compiled import check
+from innerloop.adaptation.compiled import check, thin_product
 from innerloop.episodes import Episode, InputError, tasks_of
 from innerloop.learners import CAVIA, LEO, MAML, R2D2, Hybrid, HyperNet, MAMLPlusPlus, MetaLearner, Reptile
 from innerloop.nets import MLP, Conv4
@@ -104,7 +105,21 @@ def test_a_gradient_that_was_not_recorded_is_refused(recorded_only: list[Callabl
 
 @pytest.mark.parametrize(
     ("value", "gradient", "same"),
-    [(1.0, 1.0, True), (1.0005, 1.0, True), (1.0, 1.0005, True), (1.01, 1.0, False), (1.0, 1.01, False)],
+    [
+        (1.0, 1.0, True),
+        (1.0, 0.0, False),
+        (1.0005, 1.0, True),
+        (1.0, 1.0005, True),
+        (1.01, 1.0, False),
+        (1.0, 1.01, False),
+    ],
+        (1.0, 1.0, True),
+        (1.0, 0.0, False),
+        (1.0005, 1.0, True),
+        (1.0, 1.0005, True),
+        (1.01, 1.0, False),
+        (1.0, 1.01, False),
+    ],
 )
 def test_a_recorded_value_and_its_gradient_agree_to_a_thousandth(value: float, gradient: float, same: bool) -> None:
     def result(value: float, gradient: float) -> tuple:
@@ -119,6 +134,33 @@ class Unused(MAML):
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.unused = torch.nn.Parameter(torch.ones(3))
+
+
+def test_a_gradient_of_zero_agrees_with_itself() -> None:
+    nothing = torch.tensor(1.0), [torch.zeros(3)], {}
+    check(nothing, nothing, ("this", "other"))
+
+
+def test_small_is_only_what_is_compiled_in_advance(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, compiled = made(MAML, compile=True, inner_steps=1), list[Callable]()
+    learner.compile_for(a_batch(), small=True)
+    monkeypatch.setattr(native, "MOST", 0)  # other shapes are too large
+    monkeypatch.setattr(inductor, "compile", lambda function, _: compiled.append(function) or function)
+    batch = regression_batch(tasks=5, shots=5, queries=4)
+    learner.engine.value_and_grad(learner.query_objective, list(learner.parameters()), batch)
+    assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_thin_products_are_products(batched: bool) -> None:
+    """Whatever the sizes; where none of them is one the library multiplies."""
+    for n, k, m in itertools.product((1, 2, 3), repeat=3):
+        a, b = (torch.randn(*shape) for shape in (((2,) if batched else ()) + s for s in ((n, k), (k, m))))
+        found = thin_product(a, b)
+        if 1 in (n, k, m):
+            torch.testing.assert_close(found, a @ b, rtol=1e-12, atol=1e-12)
+        else:
+            assert found is NotImplemented
 
 
 def test_what_the_loss_does_not_use_has_the_gradient_zero(recorded_only: list[Callable]) -> None:

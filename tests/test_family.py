@@ -414,6 +414,7 @@ def test_each_step_on_the_code_starts_from_the_last(kind: type[MetaLearner]) -> 
         (slope,) = torch.autograd.grad(F.mse_loss(apply(net, written, support.x), support.y), at)
         codes.append(codes[-1] - latent.rate * slope)  # type: ignore[operator]
     assert (codes[2] - codes[1] - (codes[1] - codes[0])).abs().max() > 1e-6, "the gradients do not differ"
+    close(latent(net, theta, support).values(), latent.generate.write(theta, codes[-1], support).values())  # type: ignore[operator, union-attr]
     expected = [apply(net, latent.generate.write(theta, code, support), query.x) for code in codes]  # type: ignore[operator, union-attr]
     close(learner.predict_episode(Episode(support, query))[-4:], expected)
 

@@ -117,6 +117,24 @@ def test_a_quadratic_head_without_factors_is_the_linear_head() -> None:
     assert type(net.head) is nn.Linear, "the given net is not changed"
 
 
+@pytest.mark.parametrize("present", [[0, 1, 2], [1, 4]])
+def test_absent_classes_change_nothing_that_is_written_for_all(present: list[int]) -> None:
+    """FiLM comes from the mean code of the classes that are there, whatever the number of outputs."""
+    support, query = task(class_batch(tasks=1, ways=len(present), shots=2, queries=2), 0)
+    narrow, wide = (HyperNet(conv(ways=n), cross_entropy, writes="head+film", **SMALL) for n in (len(present), 6))
+    randomise(narrow.adaptation, scale=0.3)
+    wide.adaptation.load_state_dict(narrow.adaptation.state_dict())
+    wide.net.body.load_state_dict(narrow.net.body.state_dict())  # type: ignore[union-attr, arg-type]
+    for name in ("weight", "bias"):
+        getattr(wide.net.head, name).data[present] = getattr(narrow.net.head, name).data
+    named = support._replace(y=torch.tensor(present)[support.y])
+    few, many = (
+        apply(m.net, m.adaptation(m.net, weights_of(m.net), s), query.x).softmax(-1)
+        for m, s in ((narrow, support), (wide, named))
+    )
+    close([few], [many[:, present]])
+
+
 # HyperMAML.
 
 

@@ -119,6 +119,8 @@ def test_running_statistics_become_those_after_each_step_and_part_the_queries() 
     path = maml.adaptation.trajectory(maml.net, weights_of(maml.net), episode.support)
     means = [F.conv2d(episode.query.x, w["body.0.conv.weight"], None, 2, 1).mean((0, 2, 3)) for w in path]
     close([first], [0.75 * torch.stack(means)])
+    learner.adaptation.keep({name: value.mean(0) for name, value in seen.items()})
+    close([first], [(0.9 * 0.75 + 0.1) * torch.stack(means)])
     learner.adaptation.keep({name: value.mean(0) for name, value in seen.items()}, momentum=1.0)
     before = copy.deepcopy(learner.state_dict())
     learner.eval()

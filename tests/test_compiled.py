@@ -113,13 +113,6 @@ def test_a_gradient_that_was_not_recorded_is_refused(recorded_only: list[Callabl
         (1.01, 1.0, False),
         (1.0, 1.01, False),
     ],
-        (1.0, 1.0, True),
-        (1.0, 0.0, False),
-        (1.0005, 1.0, True),
-        (1.0, 1.0005, True),
-        (1.01, 1.0, False),
-        (1.0, 1.01, False),
-    ],
 )
 def test_a_recorded_value_and_its_gradient_agree_to_a_thousandth(value: float, gradient: float, same: bool) -> None:
     def result(value: float, gradient: float) -> tuple:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -37,6 +38,29 @@ TABLE = tables.TableSpec(
     "maml",
     [0],
 )
+
+
+def test_a_row_begins_with_the_runs_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed by seed, and after them, however many run at once."""
+    rows = {
+        "late": tables.TableRow("algo=hypernet init_from=row:early algo.freeze=body", (3, 4)),
+        "early": tables.TableRow("algo=protonet", (3, 4)),
+    }
+    table = tables.TableSpec("toy", "data=sinusoid", rows, "early")
+    late, early = (tables.jobs_of(table, tmp_path, row) for row in rows)
+    for job, first in zip(late, early, strict=True):
+        assert f"init_from={first.directory}" in job.overrides
+        assert not any("row:" in override for override in job.overrides)
+    begun: dict[Path, subprocess.Popen[bytes]] = {}
+
+    def start(job: tables.TableJob) -> Any:
+        assert job.after is None or begun[job.after].poll() == 0
+        begun[job.directory] = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(.3)"])
+        return begun[job.directory], open(os.devnull)
+
+    monkeypatch.setattr("innerloop.sweeps.table_runs._start", start)
+    assert not run_all([*late, *early], at_once=3)
+    assert len(begun) == 4
 
 
 def finished_run(

@@ -2,12 +2,10 @@
 
 import inspect
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,10 +25,10 @@ from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
 from innerloop.nets.norm import FixedNorms
 from innerloop.runs.config import load_config, to_plain
-from innerloop.runs.record import read_checkpoint
 from innerloop.runs.signatures import arguments, locate, make, parameters, target_of, unknown_key
 from innerloop.runs.sources import compose_sources, mixture_values, of_source, source_nodes
 from innerloop.runs.threads import is_dense, threads_of
+from innerloop.runs.weights import load_weights
 from innerloop.tasks.base import Tasks
 from innerloop.tasks.images import FewShotImages
 from innerloop.tasks.mixture import Mixture, splits_of
@@ -219,25 +217,6 @@ def loader_of(
     if not inspect.isfunction(loader) or inspect.signature(loader, eval_str=True).return_annotation is not kind:
         raise InputError(f"data.dataset={node['dataset']} is no function that returns {kind.__name__}")
     return loader
-
-
-def load_weights(learner: MetaLearner, path: Path) -> None:
-    """Load meta-parameters from a checkpoint, in the precision that they were trained in.
-
-    Raises InputError if it is missing, broken or of another learner.
-    """
-    weights = read_checkpoint(path)["state_dict"]
-    learner.to(next((w.dtype for w in weights.values() if w.is_floating_point()), torch.float32))
-    try:
-        learner.load_state_dict(weights)
-    except RuntimeError as error:
-        size = re.search(
-            r"size mismatch for (\S+): .*?shape torch.Size\((.*?)\).*?torch.Size\((.*?)\)", str(error), re.DOTALL
-        )
-        reason = " ".join(str(error).split()[:40]) + " …"
-        if size:
-            reason = f"{size[1]} has the shape {size[2]} there and {size[3]} here: inputs or outputs are of other sizes"
-        raise InputError(f"{path} does not fit these data, net and algorithm: {reason}") from error
 
 
 def backbone_of(name: str, allow: Sequence[str] = ()) -> Backbone:

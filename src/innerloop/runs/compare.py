@@ -233,9 +233,13 @@ def in_columns(table: Sequence[Sequence[str]]) -> str:
 
 
 def settings_of(overrides: Sequence[str]) -> str:
-    """Return the overrides that are settings, without the algorithm, the data, the seed and how the run was made."""
+    """Return the overrides that are settings, without the algorithm, the data, the seed and how the run was made.
+
+    Of the run that training began with, the name of its directory is left.
+    """
     apart = ("algo", "data", "data.root", "seed", "logger", "trainer.threads")
-    return " ".join(o for o in overrides if o.partition("=")[0] not in apart and not o.startswith("data.roots."))
+    kept = [o for o in overrides if o.partition("=")[0] not in apart and not o.startswith("data.roots.")]
+    return " ".join(f"init_from={Path(o).name}" if o.startswith("init_from=") else o for o in kept)
 
 
 def command_of(overrides: Sequence[str], seeds: Sequence[int], flags: Sequence[str] = ()) -> str:

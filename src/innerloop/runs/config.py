@@ -81,7 +81,8 @@ def register_run(run_dir: str | None) -> None:
     for group in GROUPS:
         store.store(group=group, name="of_run", node=cfg.get(group) or {})
     kept = {name: cfg[name] for name in ("test", "seed") if name in cfg}
-    store.store(name="recorded", node=OmegaConf.create(kept))
+    begun = {"init_from": cfg.init_from} if "init_from" in cfg else {}
+    store.store(name="recorded", node=OmegaConf.create(kept | begun))
     kept |= {name: cfg[name] for name in ("algo", "trainer") if name in cfg}
     if "trainer" in kept:
         kept["trainer"] = {**kept["trainer"], "devices": 1, "strategy": "auto"}  # whatever devices trained it
@@ -93,7 +94,11 @@ PATHS = ("root", "cache")
 
 
 def make_absolute(cfg: DictConfig) -> None:
-    """Make paths of the data absolute, so that a run may be resumed and evaluated from another working directory."""
+    """Make paths of the data and of the run that training begins with absolute, so that a run may be resumed and
+    evaluated from another working directory.
+    """
+    if isinstance(start := cfg.get("init_from"), str):
+        cfg.init_from = absolute(start)
     if not isinstance(cfg.data, DictConfig):
         return
     sources = (cfg.data.get("sources") or {}).values()

@@ -1,6 +1,5 @@
 """Evaluation of a learner on validation and test episodes, at the end of a run and again later on other settings."""
 
-import json
 import logging
 import math
 import re
@@ -13,12 +12,11 @@ from lightning import Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
-from innerloop.datasets.layouts import without_split
 from innerloop.devices.ranks import ranks
 from innerloop.episodes import Split, episode_rng
 from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
-from innerloop.runs.build import Parts, build, load_weights, try_out
+from innerloop.runs.build import Parts, build, try_out
 from innerloop.runs.callbacks import Progress
 from innerloop.runs.checks import check
 from innerloop.runs.command import remove_empty
@@ -30,7 +28,8 @@ from innerloop.runs.report.figures import save_figures
 from innerloop.runs.report.results import closing_table, source_results, split_results, write_episodes
 from innerloop.runs.schemas import EvaluateConfig
 from innerloop.runs.trainer import make_trainer
-from innerloop.tasks.base import Tasks
+from innerloop.runs.training_classes import warn_of_training_classes
+from innerloop.runs.weights import load_weights
 
 log = logging.getLogger("innerloop")
 
@@ -84,25 +83,6 @@ def warn_if_not_finite(found: Evaluation, metric: str) -> None:
             )
 
 
-def warn_of_training_classes(run_dir: Path, tasks: Tasks) -> None:
-    """Log a warning if classes of an evaluation's tasks were training classes of the run, which recorded them."""
-    path = run_dir / TRAINING_CLASSES
-    known = set(map(without_split, json.loads(path.read_text()))) if path.is_file() else set[str]()
-    for split in ("validation", "test"):
-        names = list(map(without_split, tasks.class_names(split)))
-        seen = sorted(known.intersection(names))
-        if seen:
-            listed = ", ".join(seen[:5]) + (", …" if len(seen) > 5 else "")
-            log.warning(
-                "%d of %d %s classes have the names of training classes of this run, so the result is no test on new "
-                "classes: %s",
-                len(seen),
-                len(names),
-                split,
-                listed,
-            )
-
-
 def best_step(means: Sequence[float], higher_is_better: bool) -> int:
     """Return the number of inner steps with the best mean. NaN counts as the worst."""
     worth = [-math.inf if math.isnan(m) else m if higher_is_better else -m for m in means]
@@ -149,7 +129,7 @@ def evaluate_run(cfg: DictConfig) -> None:
                 raise InputError(f"trainer.devices={cfg.trainer.devices}: an evaluation runs on one device")
             other = HydraConfig.get().runtime.choices["data"] != "of_run"
             parts = build(cfg, as_trained(cfg, trained) if other else None)
-            warn_of_training_classes(run, parts.tasks)
+            warn_of_training_classes(run / TRAINING_CLASSES, parts.tasks)
             load_weights(parts.learner, run / "checkpoints" / f"{cfg.checkpoint}.ckpt")
             if cfg.adapt != "inner":
                 parts.learner = adapted_by(parts, cfg.adapt, cfg.adapt_lr, cfg.adapt_steps)

@@ -21,12 +21,13 @@ from innerloop.devices.precision import set_tensor_float, tensor_float
 from innerloop.episodes import Episode, Samples, Weights, apply, weights_of
 from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
-from innerloop.runs.build import Parts, build, load_weights
+from innerloop.runs.build import Parts, build
 from innerloop.runs.callbacks import Progress
 from innerloop.runs.config import load_config, to_plain
 from innerloop.runs.evaluate import describe, evaluate
 from innerloop.runs.record import RESULTS
 from innerloop.runs.trainer import make_trainer
+from innerloop.runs.weights import load_weights
 from innerloop.tasks.base import Tasks
 
 

@@ -17,7 +17,7 @@ FIXED_DATA = (
     *("sampler", "limits", "sources", "leave_out"),
 )
 """Keys of `data` that decide which classes a task is made of, and the shape of its tensors."""
-INITIAL = ("algo.ridge", "algo.init")
+INITIAL = ("init_from", "algo.ridge", "algo.init")
 """Keys that only set initial values of what is learned. A resumed run starts from the learned values."""
 PLACE = ("accelerator", "devices", "strategy", "precision", "threads")
 """Keys of `trainer` that a file of conf/trainer chooses in a resumed run. The others stay as recorded."""

@@ -96,6 +96,7 @@ class TrainConfig:
     resume: str | None = MISSING
     sweep: str | None = MISSING
     traceback: bool = MISSING
+    init_from: str | None = None
     allow: list[str] = field(default_factory=list)
 
 

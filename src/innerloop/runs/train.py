@@ -21,8 +21,7 @@ from innerloop.devices.memory import keep_freed
 from innerloop.devices.processes import all_ranks, run_as_rank
 from innerloop.devices.ranks import check_launch, is_first
 from innerloop.errors import DivergedError, InputError, Pruned, Stopped
-from innerloop.learners import MetaLearner
-from innerloop.runs.build import Parts, build, load_weights, try_a_gradient
+from innerloop.runs.build import Parts, build, try_a_gradient
 from innerloop.runs.callbacks import Histograms, RunCheckpoint, SaveOnSignal, Session
 from innerloop.runs.checks import check
 from innerloop.runs.command import remove_empty
@@ -34,7 +33,6 @@ from innerloop.runs.locks import LOCK, locked
 from innerloop.runs.naming import label
 from innerloop.runs.record import (
     RESULTS,
-    TRAINING_CLASSES,
     environment,
     messages,
     read_checkpoint,
@@ -49,6 +47,8 @@ from innerloop.runs.signatures import make
 from innerloop.runs.threads import threads_of
 from innerloop.runs.tracking import Closing, Label, RunInfo, check_loggers, end_loggers, make_loggers, trackers
 from innerloop.runs.trainer import check_extra, make_trainer
+from innerloop.runs.training_classes import record_classes
+from innerloop.runs.weights import begin_with, latest_checkpoint, load_weights, start_weights
 from innerloop.tasks.base import Tasks
 
 log = logging.getLogger("innerloop")
@@ -70,8 +70,7 @@ def train(cfg: DictConfig, name: Label | None = None, callbacks: Sequence[Callba
             cfg = checked_config(cfg, run_dir, resuming)
             configured_callbacks(cfg)
             parts = tried(cfg)
-            if resuming:
-                check_weights(parts.learner, run_dir)
+            start_weights(cfg, parts.learner, run_dir)
         except BaseException:
             remove_empty(run_dir)
             raise
@@ -86,8 +85,7 @@ def train(cfg: DictConfig, name: Label | None = None, callbacks: Sequence[Callba
                 record_changes(cfg, run_dir, HydraConfig.get().overrides.task)
             elif not resuming:
                 write_record(cfg, run_dir)
-                if names := parts.tasks.class_names("train"):
-                    write_json(run_dir / TRAINING_CLASSES, names)
+                record_classes(cfg, run_dir, parts.tasks)
         name = name or Label(*label(cfg))
         task = {"config": to_plain(cfg), "run_dir": str(run_dir), "label": name}
         with all_ranks(cfg.trainer, task, "innerloop.runs.train:train_as_rank"):
@@ -118,7 +116,9 @@ def try_out(cfg: DictConfig) -> None:
     """Raise what a run of this configuration would end with before it trains, callbacks left out, which may act."""
     check(cfg)
     check_loggers(logger_settings(cfg))
-    tried_eagerly(cfg)
+    parts = tried_eagerly(cfg)
+    if cfg.get("init_from"):
+        begin_with(parts.learner, cfg.init_from)
 
 
 def is_begun_job(cfg: DictConfig, run_dir: Path) -> bool:
@@ -145,29 +145,15 @@ def checked_config(cfg: DictConfig, run_dir: Path, resuming: bool) -> DictConfig
     return cfg
 
 
-def latest_checkpoint(run_dir: Path) -> Path | None:
-    """Return the checkpoint that a run is resumed from: the last one, or else the best one; None if it has neither."""
-    last, best = (run_dir / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
-    if not last.exists() and best.exists():
-        log.warning("%s is missing, so the run is resumed from the earlier state in %s", last, best)
-        return best
-    return last if last.exists() else None
-
-
-def check_weights(learner: MetaLearner, run_dir: Path) -> None:
-    """Raise InputError if the checkpoint that a run is resumed from is not one of this learner."""
-    start = latest_checkpoint(run_dir)
-    if start is not None:
-        load_weights(learner, start)
-
-
 def train_as_rank() -> None:
     """Train as another rank, in a process that `all_ranks` starts. The first rank keeps the record."""
 
     def run(task: dict[str, Any]) -> None:
         cfg, run_dir = OmegaConf.create(task["config"]), Path(task["run_dir"])
         with messages(first=False):
-            fit_and_test(cfg, run_dir, build(cfg), Label(*task["label"]))
+            parts = build(cfg)
+            start_weights(cfg, parts.learner, run_dir)
+            fit_and_test(cfg, run_dir, parts, Label(*task["label"]))
 
     run_as_rank(run)
 

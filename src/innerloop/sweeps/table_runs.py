@@ -24,8 +24,8 @@ def run_all(jobs: Sequence[TableJob], at_once: int) -> list[str]:
     running: dict[subprocess.Popen[bytes], tuple[TableJob, float, TextIO]] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < at_once:
-                job = waiting.pop(0)
+            while len(running) < at_once and (job := _ready(waiting, [job for job, *_ in running.values()])):
+                waiting.remove(job)
                 print(f"{job.label}: {'resumed' if job.is_begun else 'started'}, {len(waiting)} waiting", flush=True)
                 try:
                     process, log = _start(job)
@@ -46,6 +46,12 @@ def run_all(jobs: Sequence[TableJob], at_once: int) -> list[str]:
             print(f"stopping {len(running)} runs, which save their state; Ctrl-C again kills them", flush=True)
             _stop(list(running))
     return failed
+
+
+def _ready(waiting: Sequence[TableJob], running: Sequence[TableJob]) -> TableJob | None:
+    """Return the first job that does not begin with the run of one that is still to end, if there is one."""
+    unfinished = {job.directory for job in (*waiting, *running)}
+    return next((job for job in waiting if job.after not in unfinished), None)
 
 
 def _start(job: TableJob) -> tuple[subprocess.Popen[bytes], TextIO]:

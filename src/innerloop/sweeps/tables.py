@@ -26,6 +26,10 @@ EVERY_RUN = ("trainer.threads=1", "logger=csv")
 """Overrides of every run of every table."""
 
 
+BEGINS_WITH = "init_from=row:"
+"""Start of an override of a row whose runs begin with those of another row of the table, seed by seed."""
+
+
 @dataclass(frozen=True)
 class TableRow:
     """A row of a table. set: its own overrides. published: the number in the literature, as it is printed there."""
@@ -60,12 +64,16 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class TableJob:
-    """One run of a table. label: its name in messages. overrides: what it is trained with. script: what runs it."""
+    """One run of a table. label: its name in messages. overrides: what it is trained with. script: what runs it.
+
+    after: the directory of the run that it begins with, which must be finished.
+    """
 
     label: str
     directory: Path
     overrides: Sequence[str]
     script: str = "train.py"
+    after: Path | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -135,16 +143,18 @@ def jobs_of(table: TableSpec, runs: Path, row: str, extra: Sequence[str] = ()) -
     data = next(o.partition("=")[2] for o in reversed(overrides) if o.startswith("data="))
     known = yaml.safe_load((CHECKOUT / "conf" / "data" / f"{data}.yaml").read_text())
     extra = [o for o in extra if not o.startswith(("data.root=", "data.roots.")) or re.split("[.=]", o)[1] in known]
+    first = next((o.removeprefix(BEGINS_WITH) for o in overrides if o.startswith(BEGINS_WITH)), None)
+    overrides = [o for o in overrides if not o.startswith(BEGINS_WITH)]
     folds = [(f"_fold{i}", [fold]) for i, fold in enumerate(table.folds)] or [("", [])]
-    return [
-        TableJob(
-            f"{table.name}/{row}{name} seed {seed}",
-            runs / table.name / f"{row}{name}_seed{seed}",
-            [*overrides, *fold, f"seed={seed}", *EVERY_RUN, *extra],
-        )
-        for seed in table.rows[row].seeds
-        for name, fold in folds
-    ]
+    jobs = []
+    for seed in table.rows[row].seeds:
+        for name, fold in folds:
+            directory, after = (runs / table.name / f"{r}{name}_seed{seed}" for r in (row, first))
+            begins = [] if first is None else [f"init_from={after}"]
+            own = [*overrides, *begins, *fold, f"seed={seed}", *EVERY_RUN, *extra]
+            label = f"{table.name}/{row}{name} seed {seed}"
+            jobs.append(TableJob(label, directory, own, after=after if first else None))
+    return jobs
 
 
 @dataclass(frozen=True)

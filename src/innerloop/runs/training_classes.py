@@ -1,0 +1,47 @@
+"""The names of the classes that a run's weights have seen in training, so that a test on these can say so."""
+
+import json
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from innerloop.datasets.layouts import without_split
+from innerloop.runs.record import TRAINING_CLASSES, write_json
+from innerloop.tasks.base import Tasks
+
+log = logging.getLogger("innerloop")
+
+
+def record_classes(cfg: DictConfig, run_dir: Path, tasks: Tasks) -> None:
+    """Record the names of the classes that the weights have seen in training, here or in the run `init_from`.
+
+    Logs a warning if validation or test classes are among those of `init_from`.
+    """
+    names, earlier = tasks.class_names("train"), cfg.get("init_from") and Path(cfg.init_from) / TRAINING_CLASSES
+    if earlier and earlier.is_file():
+        names = list(dict.fromkeys([*names, *json.loads(earlier.read_text())]))
+        warn_of_training_classes(earlier, tasks)
+    if names:
+        write_json(run_dir / TRAINING_CLASSES, names)
+
+
+def warn_of_training_classes(path: Path, tasks: Tasks) -> None:
+    """Log a warning if classes that tasks are evaluated on were training classes of a run, which recorded them.
+
+    path: the file of that record, if there is one.
+    """
+    known = set(map(without_split, json.loads(path.read_text()))) if path.is_file() else set[str]()
+    for split in ("validation", "test"):
+        names = list(map(without_split, tasks.class_names(split)))
+        seen = sorted(known.intersection(names))
+        if seen:
+            listed = ", ".join(seen[:5]) + (", …" if len(seen) > 5 else "")
+            log.warning(
+                "%d of %d %s classes have the names of training classes of this run, so the result is no test on new "
+                "classes: %s",
+                len(seen),
+                len(names),
+                split,
+                listed,
+            )

@@ -13,7 +13,18 @@ from torch import Tensor, nn
 from innerloop.adaptation import MahalanobisHead, PrototypeHead
 from innerloop.adaptation.generate import Generate
 from innerloop.episodes import InputError, Samples, apply, weights_of
-from innerloop.learners import MAML, CNAPs, HyperMAML, HyperNet, MetaLearner, ProtoNet, SimpleCNAPs
+from innerloop.learners import (
+    LEO,
+    MAML,
+    CNAPs,
+    Hybrid,
+    HyperMAML,
+    HyperNet,
+    MetaLearner,
+    ProtoMAML,
+    ProtoNet,
+    SimpleCNAPs,
+)
 from innerloop.learners.simple_cnaps import with_quadratic_head
 from innerloop.nets import MLP, Conv4, Linear
 
@@ -210,6 +221,55 @@ def test_meta_gradients_of_hypermaml_hold_the_predictions(monkeypatch: pytest.Mo
         close([found[0], *found[1]], [reference[0], *reference[1]])
 
 
+# A written head that is added to the class means'.
+
+
+@every_engine
+@pytest.mark.parametrize("writes", ["head", "head+film"])
+def test_a_generator_of_zeros_leaves_the_prototypes(writes: str, engine: str, chunk: int | None) -> None:
+    """The hypernetwork is then the prototypical network, and the hybrid Proto-MAML: value and gradient of theta."""
+    net, tasks, inner = conv(), batch(), {"inner_lr": 0.1, "inner_steps": 2}
+    for learner, other in (
+        (HyperNet(net, cross_entropy, head="prototypes", writes=writes, **SMALL), ProtoNet(net, cross_entropy)),
+        (
+            Hybrid(net, cross_entropy, head="prototypes", writes=writes, **SMALL, **inner),
+            ProtoMAML(net, cross_entropy, **inner),
+        ),
+    ):
+        (value, found), (expected_value, expected) = (
+            meta_gradient(in_engine(m, engine, chunk), tasks) for m in (learner, other)
+        )
+        theta = dict(zip((n for n, _ in learner.named_parameters()), found, strict=True))
+        close([value], [expected_value])
+        close([theta[f"net.{name}"] for name, _ in net.named_parameters()], expected)
+
+
+@pytest.mark.parametrize("settings", [{"writes": "head"}, {}, {"freeze": "body", "encoder": "attention"}], ids=str)
+def test_meta_gradients_of_what_is_added_to_prototypes(settings: dict[str, Any]) -> None:
+    learner = HyperNet(conv(), cross_entropy, head="prototypes", **SMALL | settings)
+    randomise(learner, scale=0.1)
+    if "freeze" in settings:
+        learner.parameters = lambda: (p for _, p in learner.named_parameters() if p.requires_grad)  # type: ignore
+    directional_check(learner, batch(), ENGINES[1:])
+
+
+def test_the_means_are_those_of_the_modulated_body() -> None:
+    """By hand: norms, then class means, then what is written for the features of the modulated body."""
+    net, support = conv(), task(batch(), 0).support
+    learner = HyperNet(net, cross_entropy, head="prototypes", **SMALL)
+    randomise(learner.adaptation, scale=0.3)
+    film, _, head = learner.adaptation.parts  # type: ignore[union-attr]
+    modulated = film(net, weights_of(net), support)
+    f = apply(net.body, {n.removeprefix("body."): w for n, w in modulated.items() if n.startswith("body.")}, support.x)
+    c = torch.stack([f[support.y == k].mean(0) for k in range(3)])
+    delta = head.generator(head.encoder(f, support.y))
+    found = learner.adaptation(net, weights_of(net), support)
+    close(
+        [found["head.weight"], found["head.bias"]],
+        [2 * c + delta["head.weight"], delta["head.bias"] - c.square().sum(1)],
+    )
+
+
 # A frozen body.
 
 
@@ -241,6 +301,11 @@ def test_a_frozen_body_stays_to_the_last_bit(kind: type[MetaLearner], settings: 
         (lambda: SimpleCNAPs(conv(), cross_entropy, beta=0.0), "beta must be above zero"),
         (lambda: SimpleCNAPs(conv(), cross_entropy, film=False, update="alternating"), "use update=joint"),
         (lambda: HyperMAML(conv(), cross_entropy, encoder="gru"), "deepsets, attention"),
+        (lambda: HyperNet(conv(), cross_entropy, head="means"), "choose one of trained, prototypes"),
+        (lambda: HyperNet(conv(), cross_entropy, head="prototypes", writes="film"), "must be head or head"),
+        (lambda: HyperNet(conv(), cross_entropy, head="prototypes", init="hyperfan_in"), "must be head or head"),
+        (lambda: Hybrid(Linear(3, 2), cross_entropy, head="prototypes", encoder="pairs"), "leave head=prototypes out"),
+        (lambda: LEO(conv(), cross_entropy, head="prototypes"), "head=prototypes is for learners whose inner steps"),
         (lambda: ProtoNet(conv(), cross_entropy, freeze="head"), "unknown freeze 'head'; choose one of null, body"),
         (lambda: ProtoNet(nn.Linear(3, 2), cross_entropy, freeze="body"), "this net has no such part"),
     ],

@@ -65,5 +65,5 @@ class LEO(RelationLearner):
         observation: Observation | None = None,
         **outer: Any,
     ) -> None:
-        generate = relation.model(net, observation)
+        generate = relation.generate(net, observation)
         super().__init__(net, loss, inner.steps(loss, generate), generate, metrics, **outer)

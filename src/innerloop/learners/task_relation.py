@@ -1,15 +1,16 @@
 """The task relation model g(S; phi), which reads a support set and writes weights, and its settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
-from innerloop.adaptation import Generate
+from innerloop.adaptation import Adaptation, Chain, Generate, PrototypeHead
 from innerloop.episodes import InputError, Observation, task_weights
 from innerloop.nets import Additive, Generator, PairEncoder, PairGenerator, SetEncoder, convolutional
 
 WRITES = ("auto", "all", "head", "film", "head+film")
 ENCODERS = ("deepsets", "attention", "pairs")
+HEADS = ("trained", "prototypes")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class TaskRelation:
         the features of the net's own body. "film": the scale and shift of the net's norms, from the mean of the codes.
         "head+film": both. "auto": all for nets without convolutions, head+film for nets with convolutions.
     chunk_size, init: see `Generator`. With init="hyperfan_in" written weights replace theta instead of being added.
+    head: what a written head is added to: "trained", theta's head, or "prototypes", the head of the class means of the
+        task's own features, see `PrototypeHead`. Norms are then written first, so that the means are those of the
+        modulated body. With a generator that writes zeros, the hypernetwork is the prototypical network and the hybrid
+        is Proto-MAML.
 
     Raises InputError for unknown choices.
     """
@@ -32,21 +37,42 @@ class TaskRelation:
     writes: str = "auto"
     chunk_size: int | None = None
     init: str = "zero"
+    head: str = "trained"
 
     def __post_init__(self) -> None:
-        for kind, name, choices in (("encoder", self.encoder, ENCODERS), ("writes", self.writes, WRITES)):
-            if name not in choices:
+        for kind, choices in (("encoder", ENCODERS), ("writes", WRITES), ("head", HEADS)):
+            if (name := getattr(self, kind)) not in choices:
                 raise InputError(f"unknown {kind} {name!r}; choose one of {', '.join(choices)}")
         if self.width < 2:  # a norm of one number is a constant
             raise InputError(f"width must be above one, got {self.width}")
 
-    def model(self, net: nn.Module, observation: Observation | None = None, predictions: bool = False) -> Generate:
+    def model(self, net: nn.Module, observation: Observation | None = None, predictions: bool = False) -> Adaptation:
         """Return the model for a net, w = theta + g(S; phi).
 
-        observation: what it reads of a task, see `Generate`. predictions: it also reads what the net's head predicts
-        for the support set; not for writes="all". Raises InputError if the net has no such weights, and if it is to
-        read one code per class where there are none.
+        observation, predictions: see `generate`. Raises InputError for what this net or these tasks do not have.
         """
+        if self.head == "trained":
+            return self.generate(net, observation, predictions)
+        writes = self.writes
+        if writes == "auto":
+            writes = "head+film" if convolutional(net) else "head"
+        if writes not in ("head", "head+film") or self.init != "zero":
+            raise InputError("head=prototypes is what a head is added to: writes must be head or head+film, init zero")
+        if self.encoder == "pairs":
+            raise InputError("encoder=pairs writes heads that replace what is there: leave head=prototypes out")
+        film, head = (replace(self, writes=part, head="trained") for part in ("film", "head"))
+        norms = [film.generate(net)] if writes == "head+film" else []
+        return Chain(*norms, PrototypeHead(), head.generate(net, observation, predictions))
+
+    def generate(self, net: nn.Module, observation: Observation | None = None, predictions: bool = False) -> Generate:
+        """Return the one generator that the model consists of where a written head is added to theta's.
+
+        observation: what it reads of a task, see `Generate`. predictions: it also reads what the net's head predicts
+        for the support set; not for writes="all". Raises InputError if the net has no such weights, if it is to
+        read one code per class where there are none, and for head="prototypes".
+        """
+        if self.head != "trained":
+            raise InputError(f"head={self.head} is for learners whose inner steps, if any, are on weights")
         if self.encoder == "pairs":
             if predictions:
                 raise InputError("encoder=pairs reads no predictions: choose another encoder")

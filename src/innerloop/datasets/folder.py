@@ -210,6 +210,6 @@ def too_few(source: Path, classes: list[str]) -> str:
     return (
         f"{source} has {len(classes)} classes ({', '.join(classes)}): meta-training needs more, at least {FEWEST} for "
         "each of train, validation and test. A few classes with a handful of labelled pictures are a case for adapting "
-        "without meta-training: python adapt.py support=FOLDER query=NEW out=RESULTS; or, with many pictures of each, "
+        "without meta-training: python adapt.py support=FOLDER query=NEW out=PREDICTIONS; or, with many pictures of each, "
         "for data.split=same"
     )

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from PIL import Image
 from innerloop import practice
 from innerloop.devices import files as device_files
 from innerloop.episodes import InputError
-from innerloop.practice import model_file
+from innerloop.errors import WriteError
+from innerloop.practice import command as adapt_steps
+from innerloop.practice import model_file, output
 
 __all__ = ["small"]
 
@@ -312,6 +315,52 @@ def test_the_report_needs_nothing_else(tmp_path: Path, here: Here) -> None:
     for part in ("The least certain", "The most unlike every class", "no medical device", "left out one by one"):
         assert part in page
     assert page.count("<img") > 12 + 2 + 12
+
+
+@pytest.mark.parametrize("out", ["/proc/x/y", "own/a/0.png/x", "x" * 300, "x" * 250, "a\0b"])
+def test_a_folder_that_cannot_be_written_is_found_before_any_work(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write(tmp_path, {f"own/{name}": data for name, data in classes().items()}))
+    monkeypatch.setattr(adapt_steps, "adapt", lambda *_, **__: pytest.fail("the work has begun"))
+    with pytest.raises((InputError, WriteError), match=r"cannot be written|cannot be read|holds a NUL"):
+        adapt_steps.Settings(support="own", out=out).do()
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_that_write_one_folder(overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one comes between the look and the renaming. It is replaced whole, or not at all, and nothing stays."""
+    out = tmp_path / "out"
+    others = {"report.html": "the other's", "summary.json": "the other's"}
+    looked = output.check_out
+
+    def meanwhile(folder: Path, replace: bool) -> None:
+        looked(folder, replace)
+        monkeypatch.setattr(output, "check_out", looked)
+        output.write_out(folder, others, replace)
+
+    monkeypatch.setattr(output, "check_out", meanwhile)
+    if overwrite:
+        output.write_out(out, {"report.html": "mine"}, overwrite)
+    else:
+        with pytest.raises(InputError, match="is there: choose another folder"):
+            output.write_out(out, {"report.html": "mine"}, overwrite)
+    expected = {"report.html": "mine"} if overwrite else others
+    assert {path.name: path.read_text() for path in out.iterdir()} == expected
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_many_that_write_one_folder(tmp_path: Path) -> None:
+    """Each replaces the folder of another, and the folder is always one of theirs."""
+    out, names = tmp_path / "out", ("report.html", "summary.json", "skipped.csv")
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(output.write_out, out, dict.fromkeys(names, f"{i}"), True) for i in range(40)]
+    for job in jobs:
+        job.result()
+    assert len({path.read_text() for path in out.iterdir()}) == 1
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

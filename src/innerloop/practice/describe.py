@@ -1,11 +1,13 @@
 """What is said of an adapted model: its pictures, its held-out predictions and those of simple baselines."""
 
 from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from innerloop.datasets.layouts import alike
 from innerloop.errors import InputError
 from innerloop.practice.embedding import DEFAULT_BACKBONE, of_backbone
 from innerloop.practice.heads import MEANS, PIXELS, Scores, in_their_span, only_means, pixel_means, raw_pixels
@@ -13,6 +15,8 @@ from innerloop.practice.reading import Pictures, read_all
 from innerloop.practice.validation import HeldOut, Share, calibration_error, hold_out, reliability
 
 BACKBONE_MEANS = "class means of a backbone"
+NAMED = 5
+"""The number of classes that a warning names."""
 FEW = 10
 """Number of held-out pictures below which a report warns that its numbers are rough."""
 
@@ -85,6 +89,19 @@ def _vectors(pictures: Pictures, workers: int) -> Tensor | None:
         return None
     again = read_all(pictures.listing.only(range(len(pictures.files))), embedding.preparation, embedding, workers)
     return again.x if again.files == pictures.files else None
+
+
+def doubtful(classes: Sequence[str], given: Collection[str]) -> list[str]:
+    """Return warnings of classes that none of the pictures is left of, and of names that are alike, in sentences.
+
+    given: names of the classes that labelled pictures were given for.
+    """
+    lost = sorted(set(given) - set(classes))
+    listed = ", ".join(lost[:NAMED]) + (f" and {len(lost) - NAMED} more" if len(lost) > NAMED else "")
+    found = [f"No picture of {listed} can be used, so this is no class of the model: see skipped.csv."] if lost else []
+    if names := alike(classes):
+        found.append(f"{names[:1].upper()}{names[1:]}: if these are one, give them one name.")
+    return found
 
 
 def warnings_of(about: dict[str, Any]) -> list[str]:

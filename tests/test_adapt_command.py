@@ -1,10 +1,12 @@
 """adapt.py as it is typed: mistakes, odd names, what it leaves, and models of other versions and of strangers."""
 
 import csv
+import html
 import io
 import json
 import os
 import re
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,19 @@ def test_names_of_any_bytes_and_forms(tmp_path: Path, here: Here) -> None:
     assert {row["predicted"] for row in rows} == {"caf\\udce9", "\u00e9"}
     status, err = here("adapt.py", "model=out", "query=own", "out=out2")
     assert status == 0, err
+
+
+def test_names_of_every_language_are_in_the_report(tmp_path: Path, here: Here) -> None:
+    """A figure would need a font with their letters, and has boxes without one."""
+    names = {"a": "\u65e5\u672c", "b": "\u0627\u0644", "c": "x^2 $\\alpha$ <i>" + "y" * 40}
+    files = {f"own/{names[name[0]]}/{name[2:]}": data for name, data in classes().items()}
+    write(tmp_path, files)
+    with warnings.catch_warnings(action="error"):
+        assert here("adapt.py", "support=own", "out=out")[0] == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    for name in names.values():
+        assert page.count(html.escape(name)) > 2
+    assert page.count(f"<span>{html.escape(names['c'])[:20]}") == 2
 
 
 def test_classes_with_the_names_of_columns_have_columns_of_their_own(tmp_path: Path) -> None:
@@ -315,6 +330,13 @@ def test_the_report_needs_nothing_else(tmp_path: Path, here: Here) -> None:
     for part in ("The least certain", "The most unlike every class", "no medical device", "left out one by one"):
         assert part in page
     assert page.count("<img") > 12 + 2 + 12
+    counts = json.loads((tmp_path / "out" / "summary.json").read_text())["new_pictures"]
+    for reason in (
+        f"deserve a look: {counts['unlike_every_class']} unlike every class (farther",
+        "uncertain (the prob",
+    ):
+        assert reason in page, "words of predictions.csv are explained"
+    assert not re.search(r"\d %<(?!/strong)", page), "a number and its percent sign stay on one line"
 
 
 @pytest.mark.parametrize("out", ["/proc/x/y", "own/a/0.png/x", "x" * 300, "x" * 250, "a\0b"])

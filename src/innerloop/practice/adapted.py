@@ -215,7 +215,9 @@ def _about(
     if found.held_out is not None:
         about["validation"] = describe_validation(found.held_out, found.chosen, found.y, found.temperature)
         own = run is None or found.embedding.backbone is not None
-        about["baselines"] = baselines(found.support, found.y, len(found.classes), found.held_out, own, workers)
+        about["baselines"] = baselines(
+            found.support, found.y, len(found.classes), found.held_out, found.chosen, own, workers
+        )
     elif run is not None:
         about["remarks"].append("probabilities and the limit for unlike pictures are from the run's validation tasks")
     else:

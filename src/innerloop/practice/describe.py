@@ -60,12 +60,13 @@ def describe_validation(held_out: HeldOut, chosen: str, y: Tensor, temperature: 
 
 
 def baselines(
-    pictures: Pictures, y: Tensor, classes: int, held_out: HeldOut, own: bool, workers: int
+    pictures: Pictures, y: Tensor, classes: int, held_out: HeldOut, chosen: str, own: bool, workers: int
 ) -> dict[str, dict[str, Any]]:
     """Return the held-out accuracies of what a model must beat, on the same pictures.
 
     These are always answering the most frequent class, class means of raw pixels, and class means of a backbone's
-    vectors: of the model's own if it has one (`own`), else of efficientnet_lite0 if it is installed.
+    vectors, unless they were chosen: of the model's own if it has one (`own`), else of efficientnet_lite0 if it is
+    installed.
     """
     labels = y[held_out.members]
     often = int(torch.bincount(labels, minlength=classes).max())
@@ -74,7 +75,7 @@ def baselines(
     assert raw is not None
     found[PIXELS] = accuracy(raw.scores[PIXELS], y[raw.members])
     vectors = pictures.x if own else _vectors(pictures, workers)
-    if vectors is not None:
+    if vectors is not None and chosen != MEANS:
         means = hold_out(only_means, in_their_span(vectors), y, classes)
         assert means is not None
         found[BACKBONE_MEANS] = accuracy(means.scores[MEANS], y[means.members])

@@ -388,7 +388,12 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.nn.functional.pad(x, (1, 1))
 
+    class MixUp(Transform):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("labels should be given")
+
     v2.Transform, v2.RandomHorizontalFlip, v2.Pad, v2.path = Transform, RandomHorizontalFlip, Pad, sys  # type: ignore[attr-defined]
+    v2.MixUp = MixUp  # type: ignore[attr-defined]
     transforms = types.ModuleType("torchvision.transforms")
     transforms.v2 = v2  # type: ignore[attr-defined]
     for name, module in (("torchvision", types.ModuleType("torchvision")), ("torchvision.transforms", transforms)):
@@ -428,18 +433,14 @@ def test_training_pictures_are_augmented_as_the_episode_has_it() -> None:
         ([{"RandomHorizontalFlip": {"q": 1}}], "RandomHorizontalFlip cannot be made with"),
         ("RandomHorizontalFlip", "augment must be a list"),
         ([3], "3 is no transform"),
+        (["RandomHorizontalFlip", "MixUp"], "MixUp fails on a picture: ValueError: labels should be given"),
+        (["Pad"], "they must stay uint8 of"),
     ],
 )
 def test_augmentations_that_cannot_be(augment: Any, message: str) -> None:
+    """Found when the tasks are built, and not in the middle of training."""
     with pytest.raises(InputError, match=message):
         few_shot(ways=3, augment=augment)
-
-
-@pytest.mark.usefixtures("torchvision")
-def test_augmentations_keep_the_size() -> None:
-    tasks = few_shot(ways=3, augment=["Pad"])
-    with pytest.raises(InputError, match="they must stay uint8 of"):
-        tasks.draw("train", [episode_rng(0, "train", 0)])
 
 
 def test_the_net_of_a_run_is_a_backbone(train: Any, tmp_path: Path, here: Here) -> None:

@@ -297,7 +297,7 @@ def test_a_class_without_a_usable_picture_is_said(
         own = Path(shutil.make_archive(str(own), "zip", own))
     adapted = practice.adapt(own)
     assert adapted.classes == ["a", "b", "c"]
-    warning = "No picture of d, e, f, g can be used, so this is no class of the model: see skipped.csv."
+    warning = "No picture of d, e, f, g can be used, so the model has no such class: see skipped.csv."
     assert adapted.about["warnings"] == [warning]
     assert warning in caplog.text
     if not packed:

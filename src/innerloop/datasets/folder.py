@@ -56,8 +56,8 @@ def load(
     class_level: of nested folders such as species/site/1.jpg, the depth of the folder that is a class: 1 makes each
         species a class, 2 each site. None: the innermost.
     split: "classes" puts no class into two splits. "same" puts every class into all of them, with other pictures in
-        each: for new pictures of the same few classes, and no test of new classes. Splits that the source has, and that
-        share classes, say which pictures; otherwise their paths do.
+        each: for new pictures of the same few classes, and no test of new classes. Splits of the source that share
+        classes say which pictures; otherwise their paths do.
 
     The processed images are kept in the user's cache folder.
     Raises InputError that names what is missing, misplaced or broken.
@@ -86,7 +86,6 @@ def load(
         splits = _splits(source, classes, layout.splits, fractions, split_rule)
     folder = source.parent if source.is_file() and source.suffix.lower() != ".zip" else source
     level = f"-level{class_level}" if class_level is not None else ""
-    # A table says which picture is where among the images, and may change while the pictures do not.
     table = "" if not layout.table else f"-{hashlib.sha256(repr(paths).encode()).hexdigest()[:8]}"
     path = cache_folder("folder") / f"{digest(folder, paths)}{level}{table}-{channels}x{size}x{size}-v{FORMAT}.npz"
     images = cached(path, lambda: {"images": pictures(folder, paths, size, channels)})["images"]

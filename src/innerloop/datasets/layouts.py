@@ -47,7 +47,7 @@ class Layout:
 
     classes: name -> paths, both sorted. splits: (split, name) of each class, or None. A name may be in several splits:
     whether that is allowed depends on what the splits are for. table: whether a table says which picture is of which
-    class, and not its path.
+    class, and not its path: it may change while the pictures do not, so a cache of them has the order in its name.
     """
 
     classes: dict[str, list[str]]

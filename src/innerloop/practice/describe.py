@@ -99,7 +99,7 @@ def doubtful(classes: Sequence[str], given: Collection[str]) -> list[str]:
     """
     lost = sorted(set(given) - set(classes))
     listed = ", ".join(lost[:NAMED]) + (f" and {len(lost) - NAMED} more" if len(lost) > NAMED else "")
-    found = [f"No picture of {listed} can be used, so this is no class of the model: see skipped.csv."] if lost else []
+    found = [f"No picture of {listed} can be used, so the model has no such class: see skipped.csv."] if lost else []
     if names := alike(classes):
         found.append(f"{names[:1].upper()}{names[1:]}: if these are one, give them one name.")
     return found

@@ -1,4 +1,4 @@
-"""Adapt to your own labelled pictures and predict new ones: python adapt.py support=labelled query=new out=results."""
+"""Adapt to your labelled pictures and predict new ones: python adapt.py support=labelled query=new out=predictions."""
 
 import os
 import sys

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 import innerloop
 from innerloop import practice
 from innerloop.episodes import InputError, Samples
-from innerloop.practice import heads, validation
+from innerloop.practice import describe, heads, validation
 from innerloop.practice.adapted import Adapted
 from innerloop.practice.learned import NetModel
 from innerloop.practice.model_file import model_bytes
@@ -297,6 +297,17 @@ def test_without_anything_to_leave_out_a_run_asks_its_validation_tasks(runs: Pat
     assert adapted.threshold is not None
     assert math.isfinite(adapted.temperature)
     assert any("validation tasks" in line for line in adapted.about["remarks"])
+
+
+def test_the_class_means_of_the_backbone_are_a_baseline_of_other_models_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = write(tmp_path / "own", classes())
+    for name, expected in (("class means", False), ("ridge regression (1)", True)):
+        monkeypatch.setattr(validation, "choose", lambda *_, name=name: name)
+        adapted = practice.adapt(own)
+        assert adapted.chosen == name
+        assert (describe.BACKBONE_MEANS in adapted.about["baselines"]) == expected
 
 
 def test_it_says_if_the_baselines_are_as_good(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

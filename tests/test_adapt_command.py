@@ -1,10 +1,13 @@
 """adapt.py as it is typed: mistakes, odd names, what it leaves, and models of other versions and of strangers."""
 
 import csv
+import html
 import io
 import json
 import os
 import re
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,9 @@ from PIL import Image
 from innerloop import practice
 from innerloop.devices import files as device_files
 from innerloop.episodes import InputError
-from innerloop.practice import model_file
+from innerloop.errors import WriteError
+from innerloop.practice import command as adapt_steps
+from innerloop.practice import model_file, output
 
 __all__ = ["small"]
 
@@ -144,6 +149,19 @@ def test_names_of_any_bytes_and_forms(tmp_path: Path, here: Here) -> None:
     assert {row["predicted"] for row in rows} == {"caf\\udce9", "\u00e9"}
     status, err = here("adapt.py", "model=out", "query=own", "out=out2")
     assert status == 0, err
+
+
+def test_names_of_every_language_are_in_the_report(tmp_path: Path, here: Here) -> None:
+    """A figure would need a font with their letters, and has boxes without one."""
+    names = {"a": "\u65e5\u672c", "b": "\u0627\u0644", "c": "x^2 $\\alpha$ <i>" + "y" * 40}
+    files = {f"own/{names[name[0]]}/{name[2:]}": data for name, data in classes().items()}
+    write(tmp_path, files)
+    with warnings.catch_warnings(action="error"):
+        assert here("adapt.py", "support=own", "out=out")[0] == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    for name in names.values():
+        assert page.count(html.escape(name)) > 2
+    assert page.count(f"<span>{html.escape(names['c'])[:20]}") == 2
 
 
 def test_classes_with_the_names_of_columns_have_columns_of_their_own(tmp_path: Path) -> None:
@@ -312,6 +330,59 @@ def test_the_report_needs_nothing_else(tmp_path: Path, here: Here) -> None:
     for part in ("The least certain", "The most unlike every class", "no medical device", "left out one by one"):
         assert part in page
     assert page.count("<img") > 12 + 2 + 12
+    counts = json.loads((tmp_path / "out" / "summary.json").read_text())["new_pictures"]
+    for reason in (
+        f"deserve a look: {counts['unlike_every_class']} unlike every class (farther",
+        "uncertain (the prob",
+    ):
+        assert reason in page, "words of predictions.csv are explained"
+    assert not re.search(r"\d %<(?!/strong)", page), "a number and its percent sign stay on one line"
+
+
+@pytest.mark.parametrize("out", ["/proc/x/y", "own/a/0.png/x", "x" * 300, "x" * 250, "a\0b"])
+def test_a_folder_that_cannot_be_written_is_found_before_any_work(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write(tmp_path, {f"own/{name}": data for name, data in classes().items()}))
+    monkeypatch.setattr(adapt_steps, "adapt", lambda *_, **__: pytest.fail("the work has begun"))
+    with pytest.raises((InputError, WriteError), match=r"cannot be written|cannot be read|holds a NUL"):
+        adapt_steps.Settings(support="own", out=out).do()
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_that_write_one_folder(overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one comes between the look and the renaming. It is replaced whole, or not at all, and nothing stays."""
+    out = tmp_path / "out"
+    others = {"report.html": "the other's", "summary.json": "the other's"}
+    looked = output.check_out
+
+    def meanwhile(folder: Path, replace: bool) -> None:
+        looked(folder, replace)
+        monkeypatch.setattr(output, "check_out", looked)
+        output.write_out(folder, others, replace)
+
+    monkeypatch.setattr(output, "check_out", meanwhile)
+    if overwrite:
+        output.write_out(out, {"report.html": "mine"}, overwrite)
+    else:
+        with pytest.raises(InputError, match="is there: choose another folder"):
+            output.write_out(out, {"report.html": "mine"}, overwrite)
+    expected = {"report.html": "mine"} if overwrite else others
+    assert {path.name: path.read_text() for path in out.iterdir()} == expected
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_many_that_write_one_folder(tmp_path: Path) -> None:
+    """Each replaces the folder of another, and the folder is always one of theirs."""
+    out, names = tmp_path / "out", ("report.html", "summary.json", "skipped.csv")
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(output.write_out, out, dict.fromkeys(names, f"{i}"), True) for i in range(40)]
+    for job in jobs:
+        job.result()
+    assert len({path.read_text() for path in out.iterdir()}) == 1
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

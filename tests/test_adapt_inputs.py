@@ -3,6 +3,7 @@
 import codecs
 import io
 import os
+import shutil
 import stat
 import sys
 import zipfile
@@ -17,6 +18,7 @@ from PIL import Image
 
 from innerloop import practice
 from innerloop.datasets import files as data_files
+from innerloop.datasets.pictures import FORMATS, PICTURES
 from innerloop.episodes import InputError
 
 __all__ = ["small"]
@@ -204,6 +206,9 @@ def table_of(separator: str = ",", end: str = "\n", head: str = "file{0}label") 
         table_of(head=" FILENAME {0} Class ").encode(),
         table_of().replace("a/0.png", r"a\0.png").encode(),
         (table_of() + "\n\n,\n").encode(),
+        ("\n \r\n" + table_of()).encode(),
+        table_of(", ").replace("a", '"a"').replace('"a"/', "a/").replace('l"a"bel', "label").encode(),
+        table_of().replace("a/0.png", "./a/../a/0.png").encode(),
     ],
 )
 def test_tables(text: bytes, tmp_path: Path) -> None:
@@ -220,6 +225,9 @@ def test_tables(text: bytes, tmp_path: Path) -> None:
         (b"a/0.png,a\nb/0.png,b\n", r"has no column file \(or filename, .*\), only a/0\.png, a"),
         (b"file,label\n", "has no rows below"),
         (b"", "has no column file .*, only none"),
+        (table_of().encode() + b"x.png," + b"a" * 256, "the label 'a.*'… has a line break or more than 255 characters"),
+        (table_of().encode() + b'x.png,"a\nb"', "the label .* has a line break .* is a quotation mark not closed"),
+        (table_of().encode() + b"x.png," + b"a" * 200_000, "is no table: field larger than field limit"),
         (b"file,label\nx.png,caf\xe9\n", "is no UTF-8 text .* save it as UTF-8"),
         (b"file,label\nx/0.png,a\ny/0.png,b\n", r"holds no picture that can be used: x/0\.png cannot be read: No such"),
     ],
@@ -241,6 +249,74 @@ def test_rows_that_cannot_be(tmp_path: Path) -> None:
         "table.csv (label a)": "its row names no file",
         "a/1.png": "has several labels in table.csv: None, a",
     }
+
+
+def test_a_table_may_be_in_the_folder_of_its_pictures(tmp_path: Path) -> None:
+    """As `data=folder` reads it; what it does not name is set aside, and what is not there is a row."""
+    flat = {f"images/{name.replace('/', '_')}": data for name, data in classes().items()}
+    own = write(
+        tmp_path / "own", {**flat, "images/more.png": classes()["a/0.png"], "notes.csv": b"day,place\n1,here\n"}
+    )
+    rows = [f"{name.removeprefix('images/')},{name[7]}" for name in flat]
+    (own / "labels.csv").write_text("\n".join(["file,label", *rows, "none.png,a"]))
+    adapted = practice.adapt(own)
+    assert adapted.about["support"]["classes"] == {"a": 4, "b": 4, "c": 4}
+    assert {s.file: s.reason for s in adapted.support.listing.skipped} == {  # type: ignore[union-attr]
+        "images/more.png": "is not in labels.csv",
+        "none.png": "cannot be read: No such file or directory",
+    }
+    shutil.copy(own / "labels.csv", own / "more.csv")
+    with pytest.raises(InputError, match=r"holds several tables, labels\.csv, more\.csv: give one of them"):
+        practice.adapt(own)
+    (own / "more.csv").unlink()
+    (own / "labels.csv").unlink()
+    with pytest.raises(InputError, match=r"notes\.csv has no column file"):
+        practice.adapt(own)
+    assert practice.adapt(write(tmp_path / "folders", {**classes(), "notes.csv": b"day\n1\n"})).classes == [
+        "a",
+        "b",
+        "c",
+    ]
+
+
+def test_names_of_files_in_either_form_of_unicode(tmp_path: Path) -> None:
+    """macOS writes an accent behind its letter, and tables are typed with whole letters."""
+    own = write(tmp_path / "own", {f"e\u0301/{name}": data for name, data in classes().items()})
+    (own / "labels.csv").write_text("\n".join(["file,label", *(f"\u00e9/{n},e\u0301 {n[0]}" for n in classes())]))
+    assert practice.adapt(own / "labels.csv").about["support"]["classes"] == {f"\u00e9 {c}": 4 for c in "abc"}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_class_without_a_usable_picture_is_said(
+    packed: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {**classes(), "d/0.png": b"", "e/0.tga": b"", "f/0.png": classes()["a/0.png"], "f/sub/1.tga": b""}
+    own = write(tmp_path / "own", files)
+    (own / "g").mkdir()
+    if packed:
+        own = Path(shutil.make_archive(str(own), "zip", own))
+    adapted = practice.adapt(own)
+    assert adapted.classes == ["a", "b", "c"]
+    warning = "No picture of d, e, f, g can be used, so the model has no such class: see skipped.csv."
+    assert adapted.about["warnings"] == [warning]
+    assert warning in caplog.text
+    if not packed:
+        (tmp_path / "own.csv").write_text("\n".join(["file,label", *(f"own/{n},{n[0]}" for n in files)]))
+        assert "No picture of d, e, f can be used" in practice.adapt(tmp_path / "own.csv").about["warnings"][0]
+
+
+def test_classes_whose_names_are_alike_are_said(tmp_path: Path) -> None:
+    own = write(tmp_path / "own", {**classes(), **{f"A{n[1:]}": d for n, d in classes("d").items()}})
+    expected = "The classes 'A' and 'a' differ in capitals or spaces alone: if these are one, give them one name."
+    assert practice.adapt(own).about["warnings"] == [expected]
+
+
+def test_every_format_that_is_decoded_has_a_suffix() -> None:
+    """A format without one would be read under a wrong name, and set aside under its own."""
+    Image.init()
+    suffixes = {format: [s for s, f in Image.EXTENSION.items() if f == format] for format in FORMATS}
+    del suffixes["MPO"]  # JPEG of some cameras, whose files end in .jpg
+    assert not {format for format, own in suffixes.items() if not set(own) & set(PICTURES) and format in Image.OPEN}
 
 
 Make = Callable[[Path], Path]

@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -15,7 +16,7 @@ from pictures import classes, write
 from torch import Tensor
 
 from innerloop.backbones import features
-from innerloop.datasets import folder
+from innerloop.datasets import folder, layouts
 from innerloop.datasets import images as shared
 from innerloop.datasets.images import LabelledImages
 from innerloop.episodes import SPLITS, InputError, Split, episode_rng
@@ -50,6 +51,10 @@ OF = {name: split for split, members in EXPECTED.items() for name in members}
         ("Base", "dev", "Novel"),
         ("meta_train", "meta-val", "meta test"),
         ("training", "validation", "testing"),
+        ("train_set", "ValSet", "test images"),
+        ("Base_Classes", "Val_Classes", "Novel_Classes"),
+        ("images_background", "images_dev", "images_evaluation"),
+        ("1_train", "2_val", "3_test"),
     ],
 )
 def test_split_folders_by_their_usual_names(train: str, validation: str, test: str, tmp_path: Path) -> None:
@@ -73,6 +78,39 @@ def test_a_table_of_files_labels_and_splits(splits: bool, place: str, tmp_path: 
         assert names(data) == (EXPECTED if splits else names(by_folder))
         for name, images in pictures_of(data).items():
             assert torch.equal(images, pictures_of(by_folder)[name])
+
+
+def test_other_labels_for_the_same_pictures_are_read_anew(tmp_path: Path) -> None:
+    """The images are kept class by class, so a table that has changed has its own."""
+    root = write(tmp_path / "own", {name.replace("/", "_"): data for name, data in classes("abcdef").items()})
+    for letters in ("abcdef", "fedcba"):
+        rows = [f"{name},{letters['abcdef'.index(name[0])]}" for name in sorted(p.name for p in root.glob("*.png"))]
+        (root / "labels.csv").write_text("\n".join(["file,label", *rows]))
+        found = pictures_of(folder.load(str(root), size=8, **THIRDS))
+        first = folder.pictures(root, [f"a_{i}.png" for i in range(4)], 8, 3)
+        assert torch.equal(found[letters[0]], torch.from_numpy(first))
+
+
+def test_labels_and_files_in_either_form_of_unicode(tmp_path: Path) -> None:
+    """macOS writes an accent behind its letter, and tables are typed with whole letters."""
+    whole, apart = "\u00e9", "e\u0301"
+    root = write(tmp_path / "own", {f"{apart}_{n.replace('/', '_')}": d for n, d in classes("abcdef").items()})
+    rows = [f"{whole}_{n.replace('/', '_')},{(whole, apart)[int(n[2]) % 2]} {n[0]}" for n in classes("abcdef")]
+    (root / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    assert folder.load(str(root), size=8, **THIRDS).classes == tuple(f"{whole} {c}" for c in "abcdef")
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_names_that_are_alike_are_said(table: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = {**classes("abcdef"), **{f"A/{n[2:]}": d for n, d in classes("g").items()}}
+    root = write(tmp_path / "own", files)
+    if table:
+        (root / "labels.csv").write_text("\n".join(["file,label", *(f"{n},{n[0]}" for n in files)]))
+    assert len(folder.load(str(root), size=8, **THIRDS).classes) == 7
+    assert (
+        "the classes 'A' and 'a' differ in capitals or spaces alone; if these are one, its pictures may" in caplog.text
+    )
+    assert layouts.alike(["Acer rubrum", "Acer_Rubrum", "Acer  rubra", "\u00e9", "e\u0301"]).count(" and ") == 2
 
 
 def test_a_table_for_each_split(tmp_path: Path) -> None:
@@ -129,6 +167,17 @@ def test_lists_of_classes_as_cifar_fs_is_published(packed: bool, tmp_path: Path)
         (lists / "train.txt").write_text("a\nb\nc\n")
         with pytest.raises(InputError, match="class c is in the lists of"):
             folder.load(str(root), size=8)
+        shutil.copytree(lists, lists.with_name("others"))
+        with pytest.raises(InputError, match=r"has lists of classes in .*bertinetto and in .*others"):
+            folder.load(str(root), size=8)
+
+
+def test_names_in_lists_of_classes_may_have_spaces(tmp_path: Path) -> None:
+    root = write(tmp_path / "own", {f"data/leaf {name}": data for name, data in classes("abcdef").items()})
+    for split, word in zip(SPLITS, ("train", "val", "test"), strict=True):
+        lines = "\r\n".join([*(f"leaf {name}" for name in EXPECTED[split]), ""])
+        write(root, {f"splits/{word}.txt": b"\xef\xbb\xbf" + lines.encode()})
+    assert names(folder.load(str(root), size=8)) == {s: [f"leaf {n}" for n in EXPECTED[s]] for s in SPLITS}
 
 
 def arrays(kinds: int, first: int, channels: int = 3, size: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -218,6 +267,16 @@ def test_the_depth_of_a_class(tmp_path: Path) -> None:
     assert set(data.counts) == {8}
     with pytest.raises(InputError, match=r"data\.class_level must be above zero"):
         folder.load(root, class_level=0)
+    write(tmp_path / "own", {"a/8.png": classes("a", first=8)["a/8.png"]})
+    assert folder.load(root, size=8, class_level=1, **THIRDS).counts.tolist() == [9, *[8] * 5]
+    for level in (None, 2):
+        with pytest.raises(InputError, match=r"a/8\.png is in no class folder"):
+            folder.load(root, size=8, class_level=level)
+    split = str(write(tmp_path / "split", {f"{OF[n[0]]}/{n}": d for n, d in (files | classes("a")).items()}))
+    assert names(folder.load(split, size=8, class_level=1))["train"] == ["train/a", "train/b"]
+    write(tmp_path / "split", {"train/8.png": classes("a", first=8)["a/8.png"]})
+    with pytest.raises(InputError, match="the folder train is in none of"):
+        folder.load(split, size=8, class_level=1)
 
 
 def test_what_was_found_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -241,6 +300,39 @@ def test_the_same_classes_in_all_splits(tmp_path: Path) -> None:
     assert torch.equal(again.images[:5], data.images[:5]), "another class moves no picture of these"
     with pytest.raises(InputError, match="class d has 2 pictures, too few for all splits"):
         folder.load(str(write(tmp_path / "few", {**classes("abc", each=10), **classes("d", each=2)})), split="same")
+
+
+@pytest.mark.parametrize("kind", ["folders", "table", "npz"])
+def test_the_same_classes_in_splits_that_the_source_has(kind: str, tmp_path: Path) -> None:
+    """These say which pictures are whose; read as folders of classes, train/a would be another class than test/a."""
+    rows, each = [], {"train": 4, "validation": 2, "test": 3}
+    for first, (split, n) in enumerate(each.items()):
+        files = classes("abc", each=n, first=10 * first)
+        write(tmp_path / "own", {f"{split}/{name}": data for name, data in files.items()})
+        rows += [f"{split}/{name},{name[0]},{split}" for name in files]
+    root = tmp_path / "own"
+    expected = {
+        s: folder.pictures(root / s, list(classes("abc", n, 10 * i)), 8, 3) for i, (s, n) in enumerate(each.items())
+    }
+    if kind == "table":
+        (root / "labels.csv").write_text("\n".join(["file,label,split", *rows]))
+    elif kind == "npz":
+        root = tmp_path / "arrays"
+        root.mkdir()
+        for split, images in expected.items():
+            labels = np.repeat(list("abc"), each[split])
+            np.savez(root / f"{split}.npz", images=images.transpose(0, 2, 3, 1), labels=labels)
+    if kind != "npz":
+        with pytest.raises(InputError, match=r"class a is in .* set data\.split=same"):
+            folder.load(str(root), size=8)
+    data = folder.load(str(root), size=8, split="same")
+    assert names(data) == {split: ["a", "b", "c"] for split in SPLITS}
+    assert data.counts.tolist() == [n for n in each.values() for _ in "abc"]
+    assert np.array_equal(data.images.numpy(), np.concatenate(list(expected.values())))
+    if kind == "folders":
+        shutil.rmtree(root / "validation" / "b")
+        with pytest.raises(InputError, match="class b has no picture for validation"):
+            folder.load(str(root), size=8, split="same")
 
 
 def few_shot(**settings: Any) -> FewShotImages:
@@ -296,7 +388,12 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.nn.functional.pad(x, (1, 1))
 
+    class MixUp(Transform):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("labels should be given")
+
     v2.Transform, v2.RandomHorizontalFlip, v2.Pad, v2.path = Transform, RandomHorizontalFlip, Pad, sys  # type: ignore[attr-defined]
+    v2.MixUp = MixUp  # type: ignore[attr-defined]
     transforms = types.ModuleType("torchvision.transforms")
     transforms.v2 = v2  # type: ignore[attr-defined]
     for name, module in (("torchvision", types.ModuleType("torchvision")), ("torchvision.transforms", transforms)):
@@ -336,18 +433,14 @@ def test_training_pictures_are_augmented_as_the_episode_has_it() -> None:
         ([{"RandomHorizontalFlip": {"q": 1}}], "RandomHorizontalFlip cannot be made with"),
         ("RandomHorizontalFlip", "augment must be a list"),
         ([3], "3 is no transform"),
+        (["RandomHorizontalFlip", "MixUp"], "MixUp fails on a picture: ValueError: labels should be given"),
+        (["Pad"], "they must stay uint8 of"),
     ],
 )
 def test_augmentations_that_cannot_be(augment: Any, message: str) -> None:
+    """Found when the tasks are built, and not in the middle of training."""
     with pytest.raises(InputError, match=message):
         few_shot(ways=3, augment=augment)
-
-
-@pytest.mark.usefixtures("torchvision")
-def test_augmentations_keep_the_size() -> None:
-    tasks = few_shot(ways=3, augment=["Pad"])
-    with pytest.raises(InputError, match="they must stay uint8 of"):
-        tasks.draw("train", [episode_rng(0, "train", 0)])
 
 
 def test_the_net_of_a_run_is_a_backbone(train: Any, tmp_path: Path, here: Here) -> None:

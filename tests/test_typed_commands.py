@@ -80,6 +80,16 @@ def test_the_blocks_are_found() -> None:
     assert "python train.py algo=hybrid data=multimodal" in commands()
 
 
+README_LINES = pytest.mark.xfail(strict=True, reason="the README still says out=results, which the repository has")
+
+
+@pytest.mark.parametrize("page", [pytest.param(p, marks=README_LINES) if p == PAGES[0] else p for p in PAGES])
+def test_a_command_writes_no_folder_that_the_repository_has(page: Path) -> None:
+    """It is typed in a copy of the repository, and an adaptation never writes into somebody's folder."""
+    written = set(re.findall(r"\bout=(\w+)", page.read_text()))
+    assert not [name for name in written if (ROOT / name).exists()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", commands())
 def test_command_runs(command: str, places: dict[str, str], train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,5 +113,5 @@ def test_command_runs(command: str, places: dict[str, str], train: Any, monkeypa
 @pytest.mark.slow
 def test_an_adaptation_left_what_the_page_lists(places: dict[str, str]) -> None:
     """After the commands of docs/your-own-pictures.md."""
-    assert all(Path("results", name).is_file() for name in FILES)
-    assert Path("results2", "predictions.csv").is_file()
+    assert all(Path("predictions", name).is_file() for name in FILES)
+    assert Path("predictions2", "predictions.csv").is_file()

@@ -12,11 +12,12 @@ from innerloop.episodes import InputError
 Transform = Callable[[Tensor], Tensor]
 
 
-def transforms(names: Sequence[Any]) -> list[Transform]:
-    """Return the transforms of torchvision.transforms.v2 with these names.
+def transforms(names: Sequence[Any], shape: Sequence[int]) -> list[Transform]:
+    """Return the transforms of torchvision.transforms.v2 with these names, after trying them on one picture.
 
-    names: a name, or a mapping from a name to its keyword arguments, for each. Raises InputError for a name that is no
-    transform, for keyword arguments that it does not take, and if torchvision is not installed.
+    names: a name, or a mapping from a name to its keyword arguments, for each. shape: (channels, h, w) of the pictures.
+    Raises InputError for a name that is no transform, for keyword arguments that it does not take, for a transform that
+    fails on a picture or changes its size or kind, and if torchvision is not installed.
     """
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise InputError(f"augment must be a list of transforms, such as [RandomHorizontalFlip], got {names}")
@@ -26,7 +27,10 @@ def transforms(names: Sequence[Any]) -> list[Transform]:
         from torchvision.transforms import v2
     except (ImportError, RuntimeError) as error:  # RuntimeError: it is built for another torch
         raise InputError(f"augment needs torchvision, of the version that fits torch: {error}") from error
-    return [_transform(v2, item) for item in names]
+    found = [_transform(v2, item) for item in names]
+    with torch.random.fork_rng(devices=[]):
+        augment(np.zeros((1, *shape), np.uint8), found)
+    return found
 
 
 def _transform(v2: Any, item: Any) -> Transform:
@@ -43,12 +47,16 @@ def _transform(v2: Any, item: Any) -> Transform:
 def augment(images: np.ndarray, transforms: Sequence[Transform]) -> np.ndarray:
     """Return pictures, each transformed by itself: (n, channels, h, w) uint8 -> the same shape.
 
-    Raises InputError for transforms that change the size or the kind of a picture.
+    Raises InputError for transforms that fail on a picture, or change its size or its kind.
     """
     found = []
     for image in torch.from_numpy(images):
         for transform in transforms:
-            image = transform(image)
+            try:
+                image = transform(image)
+            except Exception as error:  # of any type: some are for labels, boxes or extensions that are not there
+                name, reason = type(transform).__name__, (str(error).splitlines() or [""])[0]
+                raise InputError(f"augment: {name} fails on a picture: {type(error).__name__}: {reason}") from error
         if image.shape != images.shape[1:] or image.dtype != torch.uint8:
             raise InputError(
                 f"augment makes pictures of {tuple(image.shape)}, {image.dtype}; they must stay uint8 of "

@@ -20,6 +20,7 @@ log = logging.getLogger("innerloop")
 
 SPLIT_RULES = ("name", "count")
 SPLIT_KINDS = ("classes", "same")
+SAME = "; where all splits have the same classes with other pictures, set data.split=same"
 FEWEST = 2
 """The smallest number of classes of a split: a task needs two."""
 NAMED = 5
@@ -55,7 +56,8 @@ def load(
     class_level: of nested folders such as species/site/1.jpg, the depth of the folder that is a class: 1 makes each
         species a class, 2 each site. None: the innermost.
     split: "classes" puts no class into two splits. "same" puts every class into all of them, with other pictures in
-        each, by their paths: for new pictures of the same few classes, and no test of new classes.
+        each: for new pictures of the same few classes, and no test of new classes. Splits of the source that share
+        classes say which pictures; otherwise their paths do.
 
     The processed images are kept in the user's cache folder.
     Raises InputError that names what is missing, misplaced or broken.
@@ -84,11 +86,11 @@ def load(
         splits = _splits(source, classes, layout.splits, fractions, split_rule)
     folder = source.parent if source.is_file() and source.suffix.lower() != ".zip" else source
     level = f"-level{class_level}" if class_level is not None else ""
-    table = "" if folder == source else f"-{hashlib.sha256(repr(paths).encode()).hexdigest()[:8]}"
+    table = "" if not layout.table else f"-{hashlib.sha256(repr(paths).encode()).hexdigest()[:8]}"
     path = cache_folder("folder") / f"{digest(folder, paths)}{level}{table}-{channels}x{size}x{size}-v{FORMAT}.npz"
     images = cached(path, lambda: {"images": pictures(folder, paths, size, channels)})["images"]
     if split == "same":
-        return _report(source, same_classes(source, images, classes, counts, paths, fractions))
+        return _report(source, same_classes(source, images, classes, counts, paths, layout.splits, fractions))
     return _report(source, LabelledImages(torch.from_numpy(images), tuple(classes), np.array(counts), splits))
 
 
@@ -106,11 +108,13 @@ def _arrays(
     classes = [name for part in parts for name in part.classes]
     counts = [count for part in parts for count in part.counts]
     images = np.concatenate([part.images for part in parts])
+    placed = [(part.split, name) for part in parts for name in part.classes if part.split is not None]
+    placed = placed if len(placed) == len(classes) else []
     if split == "same":
         names = [f"{name} {i}" for name, count in zip(classes, counts, strict=True) for i in range(count)]
-        return same_classes(source, images, classes, counts, names, fractions)
-    placed = [(part.split, name) for part in parts for name in part.classes if part.split is not None]
-    splits = _splits(source, classes, placed if len(placed) == len(classes) else None, fractions, rule)
+        bare = [(part_of, name.partition("/")[2]) for part_of, name in placed]
+        return same_classes(source, images, classes, counts, names, bare, fractions)
+    splits = _splits(source, classes, placed or None, fractions, rule)
     return LabelledImages(torch.from_numpy(images), tuple(classes), np.array(counts), splits)
 
 
@@ -120,34 +124,48 @@ def same_classes(
     classes: Sequence[str],
     counts: Sequence[int],
     names: Sequence[str],
+    placed: Sequence[tuple[Split, str]] | None,
     fractions: tuple[float, float],
 ) -> LabelledImages:
-    """Return every class in all splits, with disjoint pictures: by the digests of their names, in these fractions.
+    """Return every class in all splits, with disjoint pictures.
 
-    images: (n, …), class by class. names: of each image. Raises InputError for a class that cannot be divided.
+    images: (n, …), class by class. names: of each image. placed: split and name of each class where the source has
+    splits. If they share names, they say which picture is in which split; otherwise the digests of the images' names
+    do, in these fractions. Raises InputError for a class that is not in all splits, or cannot be divided.
     """
     _check_fractions(*fractions)
+    shared = placed if placed and len({name for _, name in placed}) < len(placed) else None
+    labels = np.repeat([name for _, name in shared] if shared else list(classes), counts)
+    given = np.repeat([split for split, _ in shared], counts) if shared else None
     parts: dict[Split, list[np.ndarray]] = {name: [] for name in SPLITS}
-    first = 0
-    for name, count in zip(classes, counts, strict=True):
-        digests = [
-            hashlib.sha256(names[i].encode("utf-8", "surrogateescape")).digest() for i in range(first, first + count)
-        ]
-        order = first + np.array(sorted(range(count), key=digests.__getitem__))
-        edges = np.round(np.cumsum(fractions) * count).astype(int)
-        for split, members in zip(SPLITS, np.split(order, edges), strict=True):
-            if not len(members):
-                raise InputError(f"{source}: class {name} has {count} pictures, too few for all splits: add pictures")
-            parts[split].append(np.sort(members))
-        first += count
+    unique = sorted(set(labels.tolist())) if shared else list(classes)
+    for name in unique:
+        members = np.flatnonzero(labels == name)
+        divided = (
+            _by_digest(members, names, fractions) if given is None else [members[given[members] == s] for s in SPLITS]
+        )
+        for split, part in zip(SPLITS, divided, strict=True):
+            if not len(part):
+                few = (
+                    f"has no picture for {split}" if shared else f"has {len(members)} pictures, too few for all splits"
+                )
+                raise InputError(f"{source}: class {name} {few}: add pictures")
+            parts[split].append(np.sort(part))
     order = np.concatenate([members for split in SPLITS for members in parts[split]])
-    ids = np.arange(3 * len(classes)).reshape(3, -1)
+    ids = np.arange(3 * len(unique)).reshape(3, -1)
     return LabelledImages(
         images=torch.from_numpy(images[order]),
-        classes=tuple(classes) * 3,
+        classes=tuple(unique) * 3,
         counts=np.array([len(members) for split in SPLITS for members in parts[split]]),
         splits=dict(zip(SPLITS, ids, strict=True)),
     )
+
+
+def _by_digest(members: np.ndarray, names: Sequence[str], fractions: tuple[float, float]) -> list[np.ndarray]:
+    """Return the images of a class, by their numbers, in three parts of these fractions."""
+    digests = [hashlib.sha256(names[i].encode("utf-8", "surrogateescape")).digest() for i in members]
+    order = members[sorted(range(len(members)), key=digests.__getitem__)]
+    return np.split(order, np.round(np.cumsum(fractions) * len(members)).astype(int))
 
 
 def _report(source: Path, data: LabelledImages) -> LabelledImages:
@@ -177,7 +195,7 @@ def _splits(
 ) -> Splits:
     """Return the splits that the source has, else those by fractions."""
     if placed is not None:
-        splits, advice = named_splits(source, placed), f"there must be {LAYOUT}"
+        splits, advice = named_splits(source, placed, SAME), f"there must be {LAYOUT}"
     else:
         splits = _by_fractions(classes, *fractions, rule)
         advice = "add classes, or change data.train_fraction and data.validation_fraction"
@@ -210,6 +228,6 @@ def too_few(source: Path, classes: list[str]) -> str:
     return (
         f"{source} has {len(classes)} classes ({', '.join(classes)}): meta-training needs more, at least {FEWEST} for "
         "each of train, validation and test. A few classes with a handful of labelled pictures are a case for adapting "
-        "without meta-training: python adapt.py support=FOLDER query=NEW out=RESULTS; or, with many pictures of each, "
-        "for data.split=same"
+        "without meta-training: python adapt.py support=FOLDER query=NEW out=PREDICTIONS; or, with many pictures of "
+        "each, for data.split=same"
     )

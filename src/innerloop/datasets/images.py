@@ -140,17 +140,19 @@ def splits_by_name(classes: Sequence[str], train: float, validation: float, fewe
     return {split: np.sort(part) for split, part in zip(reversed(SPLITS), parts, strict=True)}
 
 
-def named_splits(source: Path, classes: Sequence[tuple[Split, str]]) -> dict[Split, np.ndarray]:
+def named_splits(source: Path, classes: Sequence[tuple[Split, str]], advice: str = "") -> dict[Split, np.ndarray]:
     """Return the class ids of each split, for data that are published or stored with a split.
 
-    classes: split and name of each class. Raises InputError, naming `source`, if a name is in two splits, because the
-    test classes of few-shot learning must not occur in training.
+    classes: split and name of each class. advice: the end of the message.
+    Raises InputError, naming `source`, if a name is in two splits, because the test classes of few-shot learning must
+    not occur in training.
     """
     split_of: dict[str, Split] = {}
     for split, name in classes:
         if split_of.setdefault(name, split) != split:
             raise InputError(
                 f"{source}: class {name} is in {split_of[name]} and in {split}; few-shot splits must not share a class"
+                + advice
             )
     return {split: np.array([i for i, (s, _) in enumerate(classes) if s == split], np.int64) for split in SPLITS}
 

@@ -5,14 +5,14 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from innerloop.datasets.files import listing, reader
 from innerloop.datasets.pictures import PICTURES
-from innerloop.datasets.tables import TABLES, read_table
-from innerloop.episodes import InputError, Split
+from innerloop.datasets.tables import TABLES, read_table, written
+from innerloop.episodes import SPLITS, InputError, Split
 
 log = logging.getLogger("innerloop")
 
@@ -24,26 +24,35 @@ SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
     "training": "train",
     "base": "train",
+    "background": "train",
     "validation": "validation",
     "valid": "validation",
     "val": "validation",
     "dev": "validation",
     "test": "test",
     "testing": "test",
+    "evaluation": "test",
     "novel": "test",
 }
-"""Names of splits, in any case, with or without "meta" before them."""
+"""Names of splits, in any case: see `split_of`."""
+NAMED = 5
+"""The number of groups of like names that a message has."""
+FILLERS = ("", "split", "class", "classes", "image", "images", "data")
+"""Words of a split's name that say nothing."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """Pictures by class, and their splits if the source has any.
 
-    classes: name -> paths, both sorted. splits: (split, name) of each class, or None.
+    classes: name -> paths, both sorted. splits: (split, name) of each class, or None. A name may be in several splits:
+    whether that is allowed depends on what the splits are for. table: whether a table says which picture is of which
+    class, and not its path: it may change while the pictures do not, so a cache of them has the order in its name.
     """
 
     classes: dict[str, list[str]]
     splits: list[tuple[Split, str]] | None
+    table: bool = False
 
 
 def find_layout(source: Path, class_level: int | None) -> Layout:
@@ -54,14 +63,21 @@ def find_layout(source: Path, class_level: int | None) -> Layout:
 
     Raises InputError if there is no class, a picture in no class, or a class without a picture.
     """
+    found = _find_layout(source, class_level)
+    if names := alike({name for _, name in found.splits} if found.splits else found.classes):
+        log.warning("%s: %s; if these are one, its pictures may be in training and in the test", source, names)
+    return found
+
+
+def _find_layout(source: Path, class_level: int | None) -> Layout:
     if source.suffix.lower() in TABLES and source.is_file():
         return _from_tables(source.parent, [source.name])
     entries = listing(source)
     tables = [name for name in entries if "/" not in name and name.lower().endswith((".csv", ".tsv"))]
     if tables and source.is_dir():
         return _from_tables(source, tables)
-    lists = _split_lists(entries)
-    folders = find_classes(source, entries, ignored=[posixpath.dirname(name) for name in lists])
+    lists = _split_lists(source, entries)
+    folders = find_classes(source, entries, class_level, ignored=[posixpath.dirname(name) for name in lists])
     if class_level is None:
         warn_if_nested(folders)
     else:
@@ -72,11 +88,14 @@ def find_layout(source: Path, class_level: int | None) -> Layout:
     return Layout(folders, _by_folders(source, list(folders)))
 
 
-def find_classes(source: Path, entries: list[str], ignored: list[str] | None = None) -> dict[str, list[str]]:
-    """Return class -> the paths of its pictures within `source`, both sorted. Common parent folders are in no name.
+def find_classes(
+    source: Path, entries: list[str], class_level: int | None = None, ignored: list[str] | None = None
+) -> dict[str, list[str]]:
+    """Return folder -> the paths of its pictures within `source`, both sorted. Common parent folders are in no name.
 
-    ignored: folders that hold no class. Raises InputError if there is no class, a picture outside of class folders, or
-    a class folder without a picture.
+    class_level: depth of the folder that is a class, below which folders may hold pictures and folders; None: no folder
+    may hold both. ignored: folders that hold no class.
+    Raises InputError if there is no class, a picture outside of class folders, or a class folder without a picture.
     """
     folders: dict[str, list[str]] = {}
     for entry in entries:
@@ -86,14 +105,17 @@ def find_classes(source: Path, entries: list[str], ignored: list[str] | None = N
         raise InputError(f"{source} holds no pictures ({', '.join(PICTURES)}); it must be {LAYOUT}")
     warn_of_other_files(source, entries)
     parents = {""}.union(*map(_parents, folders))
+    common = posixpath.commonpath(folders)
     for folder in sorted(parents.intersection(folders)):
-        raise InputError(f"{source}: {folders[folder][0]} is in no class folder; there must be {LAYOUT}")
+        inner = "" if folder == common else folder.removeprefix(f"{common}/")
+        if class_level is None or inner.count("/") + bool(inner) - (inner != without_split(inner)) < class_level:
+            raise InputError(f"{source}: {folders[folder][0]} is in no class folder; there must be {LAYOUT}")
     known = parents | set(folders) | {f for name in ignored or () for f in (name, *_parents(name))}
     for folder in sorted(set(map(posixpath.dirname, entries)) - known):
         if not folders.keys() & _parents(folder):  # other folders within a class folder are ignored
             raise InputError(f"{source}: the folder {folder} holds no pictures ({', '.join(PICTURES)})")
-    common = posixpath.commonpath(map(posixpath.dirname, folders))
-    return {folder.removeprefix(f"{common}/"): members for folder, members in sorted(folders.items())}
+    above = posixpath.commonpath(map(posixpath.dirname, folders))
+    return {folder.removeprefix(f"{above}/"): members for folder, members in sorted(folders.items())}
 
 
 def at_level(folders: dict[str, list[str]], level: int) -> dict[str, list[str]]:
@@ -114,6 +136,17 @@ def refuse_twice_named(source: Path, classes: list[str]) -> None:
             raise InputError(
                 f"{source}: the folders {other} and {name} have one name in two forms of Unicode; join them"
             )
+
+
+def alike(names: Iterable[str]) -> str:
+    """Return what is said of names that differ in capitals, spaces, underscores or the form of Unicode alone, or ""."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        key = unicodedata.normalize("NFKC", name).casefold().replace("_", " ")
+        groups.setdefault(" ".join(key.split()), []).append(name)
+    found = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    more = f", and {len(found) - NAMED} more such groups" if len(found) > NAMED else ""
+    return f"the classes {', '.join(found[:NAMED])}{more} differ in capitals or spaces alone" if found else ""
 
 
 def warn_if_nested(folders: dict[str, list[str]]) -> None:
@@ -147,8 +180,14 @@ def without_split(name: str) -> str:
 
 
 def split_of(name: str) -> Split | None:
-    """Return the split that a folder's or a file's name stands for, None if it is not the name of a split."""
-    return SPLIT_NAMES.get(re.sub(r"^meta[ _-]?", "", name.strip().lower()))
+    """Return the split that a folder's or a file's name stands for, None if it is not the name of a split.
+
+    "meta" before it, "set" after it, a number in front and words such as "images" and "classes" make no difference:
+    meta_train, 1_train, TrainSet and images_background are all "train".
+    """
+    words = re.split(r"[\W_]+", re.sub(r"^\d+[\W_]+", "", name.strip().lower()))
+    words = [word for w in words if (word := w.removeprefix("meta").removesuffix("set")) not in FILLERS]
+    return SPLIT_NAMES.get(words[0]) if len(words) == 1 else None
 
 
 def _parents(folder: str) -> set[str]:
@@ -171,15 +210,20 @@ def _by_folders(source: Path, classes: list[str]) -> list[tuple[Split, str]] | N
     return placed
 
 
-def _split_lists(entries: list[str]) -> dict[str, Split]:
-    """Return path -> split of text files such as splits/bertinetto/train.txt, if all three are in one folder."""
+def _split_lists(source: Path, entries: list[str]) -> dict[str, Split]:
+    """Return path -> split of text files such as splits/bertinetto/train.txt, if all three are in one folder.
+
+    Raises InputError if several folders have them.
+    """
     found: dict[str, dict[str, Split]] = {}
     for name in entries:
         split = split_of(posixpath.basename(name).removesuffix(".txt")) if name.lower().endswith(".txt") else None
         if split is not None:
             found.setdefault(posixpath.dirname(name), {})[name] = split
-    complete = [lists for lists in found.values() if len(lists) == len(set(lists.values())) == 3]
-    return complete[0] if len(complete) == 1 else {}
+    complete = {folder: lists for folder, lists in found.items() if len(lists) == len(set(lists.values())) == 3}
+    if len(complete) > 1:
+        raise InputError(f"{source} has lists of classes in {' and in '.join(complete)}: leave one folder of them")
+    return next(iter(complete.values()), {})
 
 
 def _by_lists(source: Path, lists: Mapping[str, Split], folders: dict[str, list[str]]) -> list[tuple[Split, str]]:
@@ -187,7 +231,7 @@ def _by_lists(source: Path, lists: Mapping[str, Split], folders: dict[str, list[
     given: dict[str, Split] = {}
     with reader(source) as content:
         for file, split in lists.items():
-            for line in content(file).decode("utf-8", "replace").split():
+            for line in filter(None, map(str.strip, content(file).decode("utf-8-sig", "replace").splitlines())):
                 if given.setdefault(line, split) != split:
                     raise InputError(f"{source}: class {line} is in the lists of {given[line]} and {split}")
     missing = sorted(set(folders) - set(given))
@@ -205,8 +249,7 @@ def _from_tables(source: Path, tables: list[str]) -> Layout:
     if len(tables) > 1 and not all(of_name.values()):
         raise InputError(f"{source} holds several tables, {', '.join(tables)}: give one of them as data.root")
     places = _Places(source)
-    classes: dict[str, set[str]] = {}
-    placed: dict[str, Split] = {}
+    classes: dict[tuple[str, Split | None], set[str]] = {}
     for table in tables:
         for row in read_table(source / table):
             if row.label is None:
@@ -214,20 +257,18 @@ def _from_tables(source: Path, tables: list[str]) -> Layout:
             split = split_of(row.split) if row.split else of_name[table]
             if row.split and split is None:
                 raise InputError(f"{source / table}: {row.file} is in the split {row.split}, which is not a known one")
-            if split is not None and placed.setdefault(row.label, split) != split:
-                raise InputError(
-                    f"{source / table}: class {row.label} is in {placed[row.label]} and in {split}; few-shot splits "
-                    "must not share a class"
-                )
-            classes.setdefault(row.label, set()).add(places.path_of(table, row.file))
-    found = {name: sorted(members) for name, members in sorted(classes.items())}
-    without = sorted(set(found) - set(placed))
-    if placed and without:
+            classes.setdefault((row.label, split), set()).add(places.path_of(table, row.file))
+    without = sorted(label for label, split in classes if split is None)
+    if without and len(without) < len(classes):
         raise InputError(f"{source}: class {without[0]} has no split, and others have one")
-    twice = [path for path, n in Counter(p for members in found.values() for p in members).items() if n > 1]
+    twice = [path for path, n in Counter(p for members in classes.values() for p in members).items() if n > 1]
     if twice:
-        raise InputError(f"{source}: {twice[0]} has several labels")
-    return Layout(found, [(placed[name], name) for name in found] if placed else None)
+        raise InputError(f"{source}: {twice[0]} has several labels or splits")
+    several = Counter(label for label, _ in classes)
+    order = sorted(classes, key=lambda key: (key[0], SPLITS.index(key[1]) if key[1] else 0))
+    named = {f"{split}/{label}" if several[label] > 1 else label: (label, split) for label, split in order}
+    found = {name: sorted(classes[key]) for name, key in named.items()}
+    return Layout(found, [(split, label) for label, split in order if split] or None, table=True)
 
 
 class _Places:
@@ -239,7 +280,7 @@ class _Places:
 
     def path_of(self, table: str, file: str) -> str:
         """Return a picture's path within the folder: as the table has it, or the one file of its name at any depth."""
-        path = posixpath.normpath(file)
+        path = written(self.source, posixpath.normpath(file))
         if not path.startswith(("/", "..")) and (self.source / path).is_file():
             return path
         if self.by_name is None:  # the whole folder is read only if it must be

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +16,15 @@ SPLITS = ("split", "subset", "set", "partition")
 TABLES = (".csv", ".tsv", ".txt")
 """Suffixes of tables."""
 SEPARATORS = ",;\t|"
-LONGEST = 4096
-"""Characters of the longest path of a file."""
+LONGEST, LONGEST_LABEL = 4096, 255
+"""Characters of the longest path of a file, and of the longest label: as long as a folder's name may be."""
 
 
 class Row(NamedTuple):
-    """One picture. file: as written, with forward slashes. label, split: None if empty or without a column."""
+    """One picture. file: as written, with forward slashes. label, split: None if empty or without a column.
+
+    A label is in Unicode's composed form (NFC), whichever the table has.
+    """
 
     file: str
     label: str | None
@@ -49,24 +53,47 @@ def read_table(path: Path, labelled: bool = True) -> list[Row]:
     found = [[cell(row, column) for column in columns] for row in rows[1:] if any(map(str.strip, row))]
     if not found:
         raise InputError(f"{path} has no rows below the names of its columns")
-    broken = next((file for file, *_ in found if "\n" in (file or "") or len(file or "") > LONGEST), None)
-    if broken:
-        raise InputError(
-            f"{path}: the file {broken[:40]!r}… has a line break or no end: is a quotation mark not closed?"
-        )
-    return [Row((file or "").replace("\\", "/"), label, split) for file, label, split in found]
+    for row in found:
+        for content, what, longest in zip(
+            row, ("file", "label", "split"), (LONGEST, *[LONGEST_LABEL] * 2), strict=True
+        ):
+            if content and (len(content) > longest or len(content.splitlines()) > 1):
+                raise InputError(
+                    f"{path}: the {what} {content[:40]!r}… has a line break or more than {longest:,} characters: is a "
+                    "quotation mark not closed?"
+                )
+    return [
+        Row((file or "").replace("\\", "/"), label and unicodedata.normalize("NFC", label), split)
+        for file, label, split in found
+    ]
+
+
+def written(folder: Path, file: str) -> str:
+    """Return a table's path of a file in the form of Unicode that the file's name has on disk, if it is there.
+
+    macOS and some archives decompose letters such as é, and tables are typed with whole ones.
+    """
+    forms = (file, *(unicodedata.normalize(form, file) for form in ("NFC", "NFD")))
+    return next((form for form in dict.fromkeys(forms) if _is_there(folder / form)), file)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL character
+        return False
 
 
 def cells(path: Path) -> list[list[str]]:
     """Return the cells of a table, row by row; the first row has the names of the columns: see `read_table`."""
     with lines_of(path, LARGEST_FILE) as lines:
-        first = next(lines, "")
+        first = next((line for line in lines if line.strip()), "")
         given = first.strip().lower().removeprefix("sep=")
         if given != first.strip().lower() and len(given) == 1:  # Excel's own first line
             lines, separator = itertools.dropwhile(lambda line: not line.strip("\r\n"), lines), given
         else:
             lines, separator = itertools.chain([first], lines), max(SEPARATORS, key=first.count)
         try:
-            return list(csv.reader(lines, delimiter=separator))
+            return list(csv.reader(lines, delimiter=separator, skipinitialspace=True))
         except csv.Error as error:
             raise InputError(f"{path} is no table: {error}") from error

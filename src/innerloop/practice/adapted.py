@@ -12,7 +12,14 @@ from torch import Tensor
 
 from innerloop.errors import InputError
 from innerloop.practice import validation
-from innerloop.practice.describe import baselines, describe_support, describe_validation, noun_of, warnings_of
+from innerloop.practice.describe import (
+    baselines,
+    describe_support,
+    describe_validation,
+    doubtful,
+    noun_of,
+    warnings_of,
+)
 from innerloop.practice.embedding import DEFAULT_BACKBONE, Embedding, of_backbone, of_run
 from innerloop.practice.heads import MEANS, Scores, closed_form, in_their_span
 from innerloop.practice.learned import RunMethod
@@ -164,7 +171,8 @@ def adapt(
         held_out=held_out,
         chosen=chosen,
     )
-    return replace(found, about=_about(found, loaded, method.remarks if method else [], false_alarms, workers))
+    doubts = doubtful(classes, listing.given)
+    return replace(found, about=_about(found, loaded, method.remarks if method else [], doubts, false_alarms, workers))
 
 
 Models = Mapping[str, Callable[[Tensor], Scores]]
@@ -186,8 +194,10 @@ def check_numbers(false_alarms: float, workers: int, batch_size: int) -> None:
         raise InputError(f"workers and batch_size must be above zero, got {workers} and {batch_size}")
 
 
-def _about(found: Adapted, run: Run | None, remarks: list[str], false_alarms: float, workers: int) -> dict[str, Any]:
-    """Return what is said of an adapted model, and log its warnings."""
+def _about(
+    found: Adapted, run: Run | None, remarks: list[str], doubts: list[str], false_alarms: float, workers: int
+) -> dict[str, Any]:
+    """Return what is said of an adapted model, and log its warnings. doubts: warnings about the classes."""
     assert found.support is not None
     assert isinstance(found.embedding, Embedding)
     assert found.y is not None
@@ -205,12 +215,14 @@ def _about(found: Adapted, run: Run | None, remarks: list[str], false_alarms: fl
     if found.held_out is not None:
         about["validation"] = describe_validation(found.held_out, found.chosen, found.y, found.temperature)
         own = run is None or found.embedding.backbone is not None
-        about["baselines"] = baselines(found.support, found.y, len(found.classes), found.held_out, own, workers)
+        about["baselines"] = baselines(
+            found.support, found.y, len(found.classes), found.held_out, found.chosen, own, workers
+        )
     elif run is not None:
         about["remarks"].append("probabilities and the limit for unlike pictures are from the run's validation tasks")
     else:
         about["remarks"].append("the probabilities are rough, and no picture can be called unlike every class")
-    about["warnings"] = warnings_of(about)
+    about["warnings"] = [*doubts, *warnings_of(about)]
     for line in (*about["remarks"], *about["warnings"]):
         log.warning("%s", line)
     return about

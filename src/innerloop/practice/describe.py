@@ -1,11 +1,13 @@
 """What is said of an adapted model: its pictures, its held-out predictions and those of simple baselines."""
 
 from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from innerloop.datasets.layouts import alike
 from innerloop.errors import InputError
 from innerloop.practice.embedding import DEFAULT_BACKBONE, of_backbone
 from innerloop.practice.heads import MEANS, PIXELS, Scores, in_their_span, only_means, pixel_means, raw_pixels
@@ -13,6 +15,8 @@ from innerloop.practice.reading import Pictures, read_all
 from innerloop.practice.validation import HeldOut, Share, calibration_error, hold_out, reliability
 
 BACKBONE_MEANS = "class means of a backbone"
+NAMED = 5
+"""The number of classes that a warning names."""
 FEW = 10
 """Number of held-out pictures below which a report warns that its numbers are rough."""
 
@@ -56,12 +60,13 @@ def describe_validation(held_out: HeldOut, chosen: str, y: Tensor, temperature: 
 
 
 def baselines(
-    pictures: Pictures, y: Tensor, classes: int, held_out: HeldOut, own: bool, workers: int
+    pictures: Pictures, y: Tensor, classes: int, held_out: HeldOut, chosen: str, own: bool, workers: int
 ) -> dict[str, dict[str, Any]]:
     """Return the held-out accuracies of what a model must beat, on the same pictures.
 
     These are always answering the most frequent class, class means of raw pixels, and class means of a backbone's
-    vectors: of the model's own if it has one (`own`), else of efficientnet_lite0 if it is installed.
+    vectors, unless they were chosen: of the model's own if it has one (`own`), else of efficientnet_lite0 if it is
+    installed.
     """
     labels = y[held_out.members]
     often = int(torch.bincount(labels, minlength=classes).max())
@@ -70,7 +75,7 @@ def baselines(
     assert raw is not None
     found[PIXELS] = accuracy(raw.scores[PIXELS], y[raw.members])
     vectors = pictures.x if own else _vectors(pictures, workers)
-    if vectors is not None:
+    if vectors is not None and chosen != MEANS:
         means = hold_out(only_means, in_their_span(vectors), y, classes)
         assert means is not None
         found[BACKBONE_MEANS] = accuracy(means.scores[MEANS], y[means.members])
@@ -85,6 +90,19 @@ def _vectors(pictures: Pictures, workers: int) -> Tensor | None:
         return None
     again = read_all(pictures.listing.only(range(len(pictures.files))), embedding.preparation, embedding, workers)
     return again.x if again.files == pictures.files else None
+
+
+def doubtful(classes: Sequence[str], given: Collection[str]) -> list[str]:
+    """Return warnings of classes that none of the pictures is left of, and of names that are alike, in sentences.
+
+    given: names of the classes that labelled pictures were given for.
+    """
+    lost = sorted(set(given) - set(classes))
+    listed = ", ".join(lost[:NAMED]) + (f" and {len(lost) - NAMED} more" if len(lost) > NAMED else "")
+    found = [f"No picture of {listed} can be used, so the model has no such class: see skipped.csv."] if lost else []
+    if names := alike(classes):
+        found.append(f"{names[:1].upper()}{names[1:]}: if these are one, give them one name.")
+    return found
 
 
 def warnings_of(about: dict[str, Any]) -> list[str]:

@@ -1,11 +1,13 @@
 """The folder that an adaptation leaves: written whole or not at all, and never over somebody's files."""
 
 import csv
+import errno
 import io
 import os
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from innerloop.devices.files import write_whole, writing
@@ -16,10 +18,28 @@ FILES = ("predictions.csv", "summary.json", "skipped.csv", "report.html", "adapt
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """Raise InputError if a folder cannot be written to: it is a file, or holds files that may not be replaced."""
+    """Raise InputError if a folder cannot be written to: it is a file, or holds files that may not be replaced.
+
+    Raises WriteError if nothing can be written where it is to be, which is found out by writing.
+    """
+    if "\0" in str(out):
+        raise InputError(f"out={str(out)!r} holds a NUL character")
     if Path(os.path.abspath(out)) in (Path.cwd(), *Path.cwd().parents):
         raise InputError(f"out={out} is the working directory or above it: choose a folder in it")
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
+    with writing(out):
+        _check_content(out, overwrite)
+        draft = _beside(Path(os.path.abspath(out)), "tmp")
+        made = [folder for folder in (draft, *draft.parents) if not os.path.lexists(folder)]
+        try:
+            draft.mkdir(parents=True)
+        finally:
+            for folder in made:
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+def _check_content(out: Path, overwrite: bool) -> None:
+    if os.path.lexists(out) and (out.is_symlink() or not out.is_dir()):
         raise InputError(f"out={out} is there and is no folder")
     try:
         found = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
@@ -35,12 +55,12 @@ def check_out(out: Path, overwrite: bool) -> None:
 def write_out(out: Path, contents: Mapping[str, bytes | str], overwrite: bool) -> None:
     """Write the files of an adaptation as a folder. An earlier one is replaced at once, and only if that may be.
 
-    contents: name, one of FILES -> content. Raises WriteError that names what cannot be written; the folder is then as
-    it was.
+    contents: name, one of FILES -> content. Raises InputError as `check_out` does, also if another process has written
+    the folder meanwhile, and WriteError that names what cannot be written; the folder is then as it was.
     """
     check_out(out, overwrite)
-    out, token = Path(os.path.abspath(out)), secrets.token_hex(4)
-    draft, earlier = (out.with_name(f".{out.name}.{token}.{word}") for word in ("tmp", "old"))
+    out = Path(os.path.abspath(out))
+    draft, earlier = _beside(out, "tmp"), _beside(out, "old")
     try:
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -48,22 +68,36 @@ def write_out(out: Path, contents: Mapping[str, bytes | str], overwrite: bool) -
         for name, content in contents.items():
             write_whole(draft / name, content)
         with writing(out):
-            _exchange(out, draft, earlier)
+            while not _placed(draft, out):
+                _check_content(out, overwrite)
+                _set_aside(out, earlier)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    shutil.rmtree(earlier, ignore_errors=True)
+        if out.exists():
+            shutil.rmtree(earlier, ignore_errors=True)
+        elif earlier.exists():
+            earlier.rename(out)
 
 
-def _exchange(out: Path, draft: Path, earlier: Path) -> None:
-    if not out.exists():
-        draft.rename(out)
-        return
-    out.rename(earlier)
+def _beside(out: Path, word: str) -> Path:
+    return out.with_name(f".{out.name}.{secrets.token_hex(4)}.{word}")
+
+
+def _placed(draft: Path, out: Path) -> bool:
+    """Rename a folder, which never replaces one that holds files. Return False if there is one."""
     try:
         draft.rename(out)
-    except OSError:
-        earlier.rename(out)
-        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+def _set_aside(out: Path, earlier: Path) -> None:
+    shutil.rmtree(earlier, ignore_errors=True)
+    with suppress(FileNotFoundError):  # another process does the same
+        out.rename(earlier)
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:

@@ -14,6 +14,7 @@ dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
 .warning ul, .remarks { margin: .3rem 0; padding-left: 1.2rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th { text-align: left; font-weight: normal; } td, th { padding: .3rem .6rem .3rem 0; vertical-align: middle; }
+.note { font-size: .85rem; color: var(--faint); }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .bars th { width: 34%; overflow-wrap: anywhere; } .bars .number { width: 5rem; }
 .bars .ours th, .bars .ours .number { font-weight: 600; }
@@ -22,13 +23,21 @@ th { text-align: left; font-weight: normal; } td, th { padding: .3rem .6rem .3re
 .bar .point { position: absolute; top: -.15rem; bottom: -.15rem; width: .25rem; margin-left: -.125rem;
   background: var(--ink); }
 .ours .range { background: #7fb8dc; } .ours .point { background: var(--ours); }
-.counts { width: auto; min-width: 16rem; } .counts td, .counts th, .skipped td { border-bottom: 1px solid var(--line); }
+.counts { width: auto; min-width: 16rem; } .counts .number { text-align: right; padding-right: 0; }
+.counts td, .counts th, .skipped td { border-bottom: 1px solid var(--line); }
 .counts td:first-child, .skipped td { overflow-wrap: anywhere; }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; align-items: flex-start; }
 .figures figure { margin: 0; flex: 1 1 18rem; max-width: 34rem; background: white; border-radius: .5rem;
   padding: .6rem; }
 .figures img { width: 100%; height: auto; }
-figcaption { font-size: .8rem; color: var(--faint); overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+.matrix { width: auto; margin: 0 auto; border-collapse: separate; border-spacing: 1px; font-size: .78rem; }
+.matrix th { padding: 0 .4rem; white-space: nowrap; text-align: right; } .matrix small { color: var(--faint); }
+.matrix thead th { vertical-align: bottom; padding: .3rem 0; text-align: center; }
+.matrix thead span { writing-mode: vertical-rl; text-orientation: sideways; transform: rotate(180deg); }
+.matrix td { width: 1.7rem; min-width: 1.3rem; height: 1.7rem; padding: 0; text-align: center;
+  box-shadow: inset 0 0 0 1px var(--line); }
+figcaption { margin-top: .4rem; font-size: .8rem; color: var(--faint); overflow-wrap: anywhere; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .8rem; }
 .gallery figure { margin: 0; background: white; border-radius: .5rem; padding: .5rem; }
 .gallery img { width: 100%; aspect-ratio: 1; border-radius: .3rem; }
@@ -38,8 +47,10 @@ figcaption { font-size: .8rem; color: var(--faint); overflow-wrap: anywhere; }
 .support small { color: var(--faint); }
 @media (max-width: 36rem) {
   dl { grid-template-columns: 1fr; } dd { margin-bottom: .3rem; }
-  .support th { width: 6.5rem; } .support img { width: 3.2rem; height: 3.2rem; }
-  .bars th { width: 40%; }
+  .support th, .support td, .support tr { display: block; width: auto; } .support th { padding-bottom: 0; }
+  .support br { display: none; } .support small { margin-left: .5rem; }
+  .support img { width: 15.4%; height: auto; margin: .5%; }
+  .bars th { width: 40%; } .matrix { font-size: .7rem; }
 }
 """
 

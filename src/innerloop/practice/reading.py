@@ -1,5 +1,6 @@
 """A person's own pictures, found and read. What cannot be used is set aside with a reason."""
 
+import posixpath
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from innerloop.backbones.store import picture_digest
 from innerloop.datasets.files import entries, reader
 from innerloop.datasets.layouts import split_of
 from innerloop.datasets.pictures import PICTURES, picture
-from innerloop.datasets.tables import TABLES, read_table
+from innerloop.datasets.tables import TABLES, read_table, written
 from innerloop.devices.files import user_path
 from innerloop.errors import InputError
 
@@ -49,12 +50,14 @@ class Listing:
     """Files that may be pictures, sorted by path.
 
     source: a folder or a zip file that the paths are relative to. labels: one for each path, None where there is none.
+    given: labels that the source has, also of files that cannot be used.
     """
 
     source: Path
     files: list[str]
     labels: list[str | None]
     skipped: list[Skipped]
+    given: frozenset[str] = frozenset()
 
     def only(self, chosen: Sequence[int]) -> "Listing":
         """Return some of the files, by their numbers, and nothing that was set aside."""
@@ -89,7 +92,8 @@ def find(source: Path, labelled: bool) -> Listing:
     """Return the pictures of a folder, a zip file, a table or a single file.
 
     The label of a picture in a folder is the outermost folder that it is in; common parent folders are skipped. A table
-    has a column of files, relative to the table, and one of labels: see `innerloop.datasets.tables`.
+    has a column of files, relative to the table, and one of labels: see `innerloop.datasets.tables`. A folder of
+    labelled pictures may hold one table of them instead of class folders.
 
     labelled: whether pictures without a label are set aside. Raises InputError if nothing is there.
     """
@@ -101,7 +105,7 @@ def find(source: Path, labelled: bool) -> Listing:
     if not exists:
         raise InputError(f"{source}: there is no such folder or file")
     if not is_folder and source.suffix.lower() in TABLES:
-        return _from_table(source, labelled)
+        return _from_table(source, labelled, [])
     if not is_folder and not source.is_file():
         raise InputError(f"{source} is no file but a pipe, a socket or a device")
     if not is_folder and source.suffix.lower() != ".zip":
@@ -111,6 +115,8 @@ def find(source: Path, labelled: bool) -> Listing:
             )
         return Listing(source.parent, [source.name], [None], [])
     names, refused = entries(source)
+    if labelled and is_folder and (table := _table_in(source, names)) is not None:
+        return _from_table(table, labelled, [name for name in names if name.lower().endswith(PICTURES)])
     skipped = [Skipped(name, reason) for name, reason in refused.items()]
     pictures = []
     for name in names:
@@ -122,18 +128,44 @@ def find(source: Path, labelled: bool) -> Listing:
     labels = [_outermost(name.removeprefix(inner)) for name in pictures]
     if labelled:
         refuse_splits(sorted({label for label in labels if label is not None}))
-    listing = Listing(source, pictures, labels, skipped)
+    given = frozenset(_outermost(n.removeprefix(inner)) or "" for n in (*names, *refused) if n.startswith(inner)) - {""}
+    listing = Listing(source, pictures, labels, skipped, given)
     return _without_unlabelled(listing, "is in no class folder") if labelled else listing
 
 
-def _from_table(path: Path, labelled: bool) -> Listing:
+def _table_in(folder: Path, names: list[str]) -> Path | None:
+    """Return the table of labelled pictures that a folder holds, outside of its folders; None if there is none.
+
+    Raises InputError if there are several, and for a table that cannot be read where there is but one folder.
+    """
+    tables = [folder / name for name in names if "/" not in name and name.lower().endswith((".csv", ".tsv"))]
+    found = [table for table in tables if _is_table_of_labels(table)]
+    if len(found) > 1:
+        raise InputError(f"{folder} holds several tables, {', '.join(t.name for t in found)}: give one of them")
+    few = len({name.partition("/")[0] for name in names if "/" in name}) < 2
+    return found[0] if found else tables[0] if len(tables) == 1 and few else None
+
+
+def _is_table_of_labels(path: Path) -> bool:
+    try:
+        return bool(read_table(path))
+    except InputError:
+        return False
+
+
+def _from_table(path: Path, labelled: bool, pictures: list[str]) -> Listing:
+    """pictures: those of the table's folder, if it was given: a row may then name a file without its folders."""
     rows = read_table(path, labelled)
+    there, by_name = set(pictures), dict[str, list[str]]()
+    for name in pictures:
+        by_name.setdefault(posixpath.basename(name), []).append(name)
     found: dict[str, set[str | None]] = {}
     skipped: list[Skipped] = []
     for row in rows:
         if row.file:
-            label = row.label and unicodedata.normalize("NFC", row.label)
-            found.setdefault(row.file, set()).add(label)
+            file = posixpath.normpath(written(path.parent, row.file))
+            places = by_name.get(file, []) if file not in there else []
+            found.setdefault(places[0] if len(places) == 1 else file, set()).add(row.label)
         else:
             skipped.append(Skipped(f"{path.name} (label {row.label})", "its row names no file"))
     files, labels = list[str](), list[str | None]()
@@ -144,7 +176,8 @@ def _from_table(path: Path, labelled: bool) -> Listing:
         else:
             files.append(file)
             labels.append(next(iter(given)))
-    listing = Listing(path.parent, files, labels, skipped)
+    skipped += [Skipped(name, f"is not in {path.name}") for name in pictures if name not in found]
+    listing = Listing(path.parent, files, labels, skipped, frozenset(row.label for row in rows if row.label))
     return _without_unlabelled(listing, "has no label") if labelled else listing
 
 
@@ -152,12 +185,12 @@ def _without_unlabelled(listing: Listing, reason: str) -> Listing:
     kept = [i for i, label in enumerate(listing.labels) if label is not None]
     bare = [Skipped(f, reason) for f, label in zip(listing.files, listing.labels, strict=True) if label is None]
     files, labels = [listing.files[i] for i in kept], [listing.labels[i] for i in kept]
-    return Listing(listing.source, files, labels, [*listing.skipped, *bare])
+    return Listing(listing.source, files, labels, [*listing.skipped, *bare], listing.given)
 
 
 def _outermost(name: str) -> str | None:
-    folder, _, rest = name.partition("/")
-    return unicodedata.normalize("NFC", folder) if rest else None
+    folder, inside, _ = name.partition("/")
+    return unicodedata.normalize("NFC", folder) if inside else None
 
 
 def _common_folder(names: list[str]) -> str:

@@ -1,12 +1,14 @@
 """The report of an adaptation: one HTML file with its pictures inside, for a screen of any width."""
 
 import base64
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from innerloop.practice import figures
@@ -22,6 +24,15 @@ SHOWN = 12
 CLASSES_SHOWN, PER_CLASS = 60, 6
 """Number of classes, and of pictures of each, among the labelled pictures that are shown."""
 SKIPPED_SHOWN = 30
+BASELINES = (
+    "<p class='note'>A model that does not beat the others is of no use. Class means predict the class whose labelled "
+    "{noun}s have the nearest average.</p>"
+)
+DIAGRAMS = (
+    "Each row is a class, and its numbers say what its {noun}s were taken for: right ones are on the diagonal",
+    "Each point stands for {noun}s with similar probabilities, and has their number beside it. On the dashed line "
+    "the probabilities are right: of {noun}s with 0.8, four in five are",
+)
 CHOSEN = " The model is the best of {n} on these, which flatters it a little."
 
 
@@ -73,15 +84,16 @@ def _quality(adapted: Adapted, predictions: Predictions | None) -> list[str]:
     if validation is not None:
         found.append(
             f"<p>Each of {validation['pictures']} labelled {noun_of(about)}s was predicted by a model that had not "
-            f"seen it (left out {text(validation['left_out'])}). The bars are 95 % intervals."
+            f"seen it (left out {text(validation['left_out'])}). The bars are 95&nbsp;% intervals."
             + (CHOSEN.format(n=len(validation["candidates"])) if len(validation["candidates"]) > 1 else "")
             + "</p>"
         )
         rows = [("this model", validation, "ours"), *((name, b, "") for name, b in about["baselines"].items())]
         found.append("<table class='bars'>" + "".join(_bar(*row) for row in rows) + "</table>")
+        found.append(BASELINES.format(noun=noun_of(about)))
         found.append(
             f"<p>Its probabilities are off by {validation['calibration_error']:.3f} on average (expected calibration "
-            "error, on those that their one temperature was fitted to).</p>"
+            f"error, on the same {noun_of(about)}s that they were fitted to).</p>"
         )
     evaluation = predictions.evaluation() if predictions is not None else None
     if evaluation is not None:
@@ -92,19 +104,20 @@ def _quality(adapted: Adapted, predictions: Predictions | None) -> list[str]:
 def _evaluated(found: dict[str, Any], noun: str) -> str:
     low, high = found["interval"]
     sentence = (
-        f"Of the new {noun}s, {found['pictures']} have labels: <strong>{100 * found['accuracy']:.1f} %</strong> are "
-        f"predicted right ({100 * low:.1f} to {100 * high:.1f}), with a calibration error of "
+        f"Of the new {noun}s, {found['pictures']} have labels: <strong>{100 * found['accuracy']:.1f}&nbsp;%</strong> "
+        f"are predicted right ({100 * low:.1f} to {100 * high:.1f}), with a calibration error of "
         f"{found['calibration_error']:.3f}."
     )
     if "unknown_auroc" in found:
         sentence += (
-            f" {found['of_other_classes']} are of other classes; the score of being unlike every class tells them apart"
-            f" with an area under the ROC curve of {found['unknown_auroc']:.3f}"
+            f" {found['of_other_classes']} more have labels of other classes; the score of being unlike every class "
+            "tells them apart"
+            f" with an area under the ROC curve of {found['unknown_auroc']:.3f} (1: always, 0.5: by chance)"
         )
         if "false_alarms" in found:
             sentence += (
-                f", finds {100 * found['other_classes_found']:.0f} % of them, and gives a false alarm for "
-                f"{100 * found['false_alarms']:.1f} % of the others"
+                f", finds {100 * found['other_classes_found']:.0f}&nbsp;% of them, and gives a false alarm for "
+                f"{100 * found['false_alarms']:.1f}&nbsp;% of the others"
             )
         sentence += "."
     return sentence
@@ -114,7 +127,7 @@ def _bar(name: str, share: dict[str, Any], kind: str) -> str:
     low, high = (100 * end for end in share["interval"])
     value = 100 * share["accuracy"]
     return (
-        f"<tr class='{kind}'><th>{text(name)}</th><td class='number'>{value:.1f} %</td><td><div class='bar' "
+        f"<tr class='{kind}'><th>{text(name)}</th><td class='number'>{value:.1f}&nbsp;%</td><td><div class='bar' "
         f"role='img' aria-label='{low:.1f} to {high:.1f} percent'><span class='range' style='left:{low:.2f}%;width:"
         f"{high - low:.2f}%'></span><span class='point' style='left:{value:.2f}%'></span></div></td></tr>"
     )
@@ -134,16 +147,21 @@ def _diagrams(adapted: Adapted, predictions: Predictions | None) -> list[str]:
         return []
     counts = np.zeros((len(adapted.classes),) * 2, int)
     np.add.at(counts, (y, probabilities.argmax(1)), 1)
-    drawn = (
-        (figures.confusion(counts, adapted.classes), f"Confusion matrix of the {which}"),
-        (figures.reliability_diagram(reliability(probabilities, y)), f"Reliability diagram of the {which}"),
+    named = len(adapted.classes) <= figures.NAMED
+    names = [shown(name) for name in adapted.classes]
+    diagram = _image(figures.reliability_diagram(reliability(probabilities, y)), "reliability diagram")
+    matrix = figures.confusion_table(counts, names) if named else _image(figures.confusion(counts), "confusion matrix")
+    captions = (f"Confusion matrix of the {which}", f"Reliability diagram of the {which}")
+    found = "".join(
+        f"<figure>{figure}<figcaption><b>{escape(caption)}.</b> {escape(meaning.format(noun=noun))}.</figcaption>"
+        "</figure>"
+        for figure, caption, meaning in zip((matrix, diagram), captions, DIAGRAMS, strict=True)
     )
-    images = "".join(
-        f"<figure><img alt='{escape(caption)}' src='{_inline(figures.png(figure), 'png')}'>"
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-        for figure, caption in drawn
-    )
-    return [f"<div class='figures'>{images}</div>"]
+    return [f"<div class='figures'>{found}</div>"]
+
+
+def _image(figure: Figure, what: str) -> str:
+    return f"<img alt='{what}' src='{_inline(figures.png(figure), 'png')}'>"
 
 
 def _inline(data: bytes, kind: str) -> str:
@@ -155,9 +173,9 @@ def _new_pictures(predictions: Predictions, workers: int, noun: str) -> list[str
     looks = summary["look"]
     found = [
         f"<h2>New {noun}s</h2>",
-        f"<p>{summary['pictures']} {noun}s were predicted; <strong>{looks}</strong> deserve a look (column "
-        "<code>look</code> of predictions.csv).</p>",
-        "<table class='counts'><tr><th>class</th><th>predicted</th></tr>"
+        f"<p>{summary['pictures']} {noun}s were predicted; <strong>{looks}</strong> deserve a look"
+        f"{_reasons(predictions)} (column <code>look</code> of predictions.csv).</p>",
+        "<table class='counts'><tr><th>class</th><th class='number'>predicted</th></tr>"
         + "".join(
             f"<tr><td>{text(name)}</td><td class='number'>{n}</td></tr>"
             for name, n in sorted(summary["predicted"].items(), key=lambda item: (-item[1], item[0]))[:CLASSES_SHOWN]
@@ -181,11 +199,21 @@ def _new_pictures(predictions: Predictions, workers: int, noun: str) -> list[str
     return found
 
 
+def _reasons(predictions: Predictions) -> str:
+    """Return why new pictures deserve a look, and how many do for each reason; empty if none does."""
+    counts = Counter(reason for look in predictions.look() for reason in look.split("; ") if reason)
+    least = f"the probability is below {100 * predictions.look_below:g}&nbsp;%"
+    limit = f"farther from every class than nearly all of the labelled {predictions.noun}s are when left out"
+    said = {"uncertain": f"uncertain ({least})", "unlike every class": f"unlike every class ({limit})"}
+    listed = [f"{n} {said.get(reason, reason)}" for reason, n in counts.most_common()]
+    return f": {', '.join(listed)}" if listed else ""
+
+
 def _caption(predictions: Predictions, i: int) -> str:
     label = predictions.labels[i]
     first = predictions.classes[predictions.predicted[i]]
     lines = [
-        f"<b>{text(first)}</b> {100 * predictions.confidence[i]:.0f} %",
+        f"<b>{text(first)}</b> {100 * predictions.confidence[i]:.0f}&nbsp;%",
         *([f"labelled {text(label)}"] if label is not None and label != first else []),
         *(["<em>unlike every class</em>"] if predictions.limited and predictions.unknown[i] > 1 else []),
         f"<small>{text(predictions.files[i])}</small>",
@@ -252,7 +280,7 @@ def _wrong_when_left_out(adapted: Adapted) -> list[str]:
     for i in wrong.tolist():
         member = int(held_out.members[i])
         caption = (
-            f"<b>{text(adapted.classes[predicted[i]])}</b> {100 * probabilities[i].max():.0f} %<br>labelled "
+            f"<b>{text(adapted.classes[predicted[i]])}</b> {100 * probabilities[i].max():.0f}&nbsp;%<br>labelled "
             f"{text(adapted.classes[labels[i]])}<br><small>{text(support.files[member])}</small>"
         )
         cards.append((support.thumbnails[member], caption))

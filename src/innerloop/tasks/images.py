@@ -99,7 +99,7 @@ class FewShotImages(Classification):
         self.min_ways, self.min_shots, self.unbalanced = min_ways or ways, min_shots or shots, unbalanced
         self.ways_of: dict[Split, int] = dict.fromkeys(SPLITS, test_ways or ways) | {"train": ways}
         self.varied_ways = self.min_ways < ways or self.ways_of["test"] != ways
-        self.transforms = transforms(augment or ())
+        self.transforms = transforms(augment or (), dataset.images.shape[1:])
         self.ragged = self.min_ways < ways or self.min_shots < shots
         self.queries = {split: train_queries if split == "train" else queries for split in SPLITS}
         drawn = sampler == "meta_dataset"

@@ -80,10 +80,7 @@ def test_the_blocks_are_found() -> None:
     assert "python train.py algo=hybrid data=multimodal" in commands()
 
 
-README_LINES = pytest.mark.xfail(strict=True, reason="the README still says out=results, which the repository has")
-
-
-@pytest.mark.parametrize("page", [pytest.param(p, marks=README_LINES) if p == PAGES[0] else p for p in PAGES])
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_command_writes_no_folder_that_the_repository_has(page: Path) -> None:
     """It is typed in a copy of the repository, and an adaptation never writes into somebody's folder."""
     written = set(re.findall(r"\bout=(\w+)", page.read_text()))

@@ -9,7 +9,9 @@ import pytest
 import torch
 from conftest import TINY, Here
 
+from innerloop.errors import InputError
 from innerloop.runs.record import read_checkpoint
+from innerloop.runs.training_classes import read_classes
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +116,14 @@ def test_classes_that_the_first_run_was_trained_on(first: tuple[Path, list[str]]
     (copy / "training_classes.json").write_text(json.dumps([*own, test[0]]))
     said = here("train.py", "algo=protonet", *same, f"init_from={copy}", "hydra.run.dir=seen")[1]
     assert f"1 of {len(test)} test classes have the names of training classes" in said
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"a": 1}', "[" * 100_000, b"\xff"], ids=["cut", "numbers", "keys", "deep", "bytes"]
+)
+def test_a_record_of_classes_that_is_none(text: str | bytes, tmp_path: Path) -> None:
+    path = tmp_path / "training_classes.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=r"training_classes\.json (cannot be read|is no list of names)"):
+        read_classes(path)
+    assert read_classes(tmp_path / "none.json") == []

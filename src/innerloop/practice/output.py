@@ -6,6 +6,7 @@ import io
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -39,11 +40,17 @@ def check_out(out: Path, overwrite: bool) -> None:
 
 
 def _check_content(out: Path, overwrite: bool) -> None:
-    if os.path.lexists(out) and (out.is_symlink() or not out.is_dir()):
-        raise InputError(f"out={out} is there and is no folder")
+    # One look for each question: another process may move the folder in between.
+    with suppress(OSError):
+        if not stat.S_ISDIR(os.lstat(out).st_mode):
+            raise InputError(f"out={out} is there and is no folder")
     try:
-        found = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+        found = sorted(os.listdir(out))
+    except (FileNotFoundError, NotADirectoryError):
+        return
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return  # whoever writes there says so
         raise InputError(f"out={out} cannot be read: {error.strerror}") from error
     others = [name for name in found if name not in FILES]
     if others:
@@ -60,7 +67,7 @@ def write_out(out: Path, contents: Mapping[str, bytes | str], overwrite: bool) -
     """
     check_out(out, overwrite)
     out = Path(os.path.abspath(out))
-    draft, earlier = _beside(out, "tmp"), _beside(out, "old")
+    draft, earlier, whole = _beside(out, "tmp"), _beside(out, "old"), False
     try:
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -71,12 +78,13 @@ def write_out(out: Path, contents: Mapping[str, bytes | str], overwrite: bool) -
             while not _placed(draft, out):
                 _check_content(out, overwrite)
                 _set_aside(out, earlier)
+        whole = True
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        if out.exists():
+        with suppress(OSError):  # what was set aside goes back, unless another process has written the folder since
+            whole = whole or (earlier.exists() and not _placed(earlier, out))
+        if whole:
             shutil.rmtree(earlier, ignore_errors=True)
-        elif earlier.exists():
-            earlier.rename(out)
 
 
 def _beside(out: Path, word: str) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from innerloop.datasets.layouts import without_split
+from innerloop.errors import InputError
 from innerloop.runs.record import TRAINING_CLASSES, write_json
 from innerloop.tasks.base import Tasks
 
@@ -18,12 +19,24 @@ def record_classes(cfg: DictConfig, run_dir: Path, tasks: Tasks) -> None:
 
     Logs a warning if validation or test classes are among those of `init_from`.
     """
-    names, earlier = tasks.class_names("train"), cfg.get("init_from") and Path(cfg.init_from) / TRAINING_CLASSES
-    if earlier and earlier.is_file():
-        names = list(dict.fromkeys([*names, *json.loads(earlier.read_text())]))
+    names = tasks.class_names("train")
+    if cfg.get("init_from"):
+        earlier = Path(cfg.init_from) / TRAINING_CLASSES
+        names = list(dict.fromkeys([*names, *read_classes(earlier)]))
         warn_of_training_classes(earlier, tasks)
     if names:
         write_json(run_dir / TRAINING_CLASSES, names)
+
+
+def read_classes(path: Path) -> list[str]:
+    """Return the recorded names; none if there is no such file. Raises InputError for one that was not written here."""
+    try:
+        names = json.loads(path.read_text()) if path.is_file() else []
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path} is no list of names")
+    return names
 
 
 def warn_of_training_classes(path: Path, tasks: Tasks) -> None:
@@ -31,7 +44,7 @@ def warn_of_training_classes(path: Path, tasks: Tasks) -> None:
 
     path: the file of that record, if there is one.
     """
-    known = set(map(without_split, json.loads(path.read_text()))) if path.is_file() else set[str]()
+    known = set(map(without_split, read_classes(path)))
     for split in ("validation", "test"):
         names = list(map(without_split, tasks.class_names(split)))
         seen = sorted(known.intersection(names))

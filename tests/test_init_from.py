@@ -115,6 +115,9 @@ def test_classes_that_the_first_run_was_trained_on(first: tuple[Path, list[str]]
     ]
     (copy / "training_classes.json").write_text(json.dumps([*own, test[0]]))
     said = here("train.py", "algo=protonet", *same, f"init_from={copy}", "hydra.run.dir=seen")[1]
+    (copy / "training_classes.json").write_text("{")
+    assert here("train.py", "algo=protonet", *same, f"init_from={copy}", "hydra.run.dir=damaged")[0] == 1
+    assert not (tmp_path / "damaged").exists()
     assert f"1 of {len(test)} test classes have the names of training classes" in said
 
 

@@ -61,6 +61,13 @@ def test_a_row_begins_with_the_runs_of_another(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("innerloop.sweeps.table_runs._start", start)
     assert not run_all([*late, *early], at_once=3)
     assert len(begun) == 4
+    # Half-trained weights would be a wrong number.
+    (early[0].directory / "checkpoints").mkdir(parents=True)
+    (early[0].directory / "config.yaml").write_text("{}")
+    with pytest.raises(InputError, match="early_seed3, which is not finished"):
+        late[0].check()
+    (early[0].directory / "results.json").write_text("{}")
+    late[0].check()
 
 
 def finished_run(

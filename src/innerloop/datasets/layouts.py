@@ -108,7 +108,8 @@ def find_classes(
     common = posixpath.commonpath(folders)
     for folder in sorted(parents.intersection(folders)):
         inner = "" if folder == common else folder.removeprefix(f"{common}/")
-        if class_level is None or inner.count("/") + bool(inner) - (inner != without_split(inner)) < class_level:
+        depth = len(inner.split("/")) if inner else 0  # a folder of a split is no level
+        if class_level is None or depth - (inner != without_split(inner)) < class_level:
             raise InputError(f"{source}: {folders[folder][0]} is in no class folder; there must be {LAYOUT}")
     known = parents | set(folders) | {f for name in ignored or () for f in (name, *_parents(name))}
     for folder in sorted(set(map(posixpath.dirname, entries)) - known):

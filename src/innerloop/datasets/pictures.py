@@ -15,23 +15,8 @@ from innerloop.episodes import InputError
 HEIC = (".heic", ".heif")
 """Formats that need the extra `heic`."""
 PICTURES = (
-    *(
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".pbm",
-        ".pgm",
-        ".pnm",
-        ".ppm",
-    ),
-    *(".jp2", ".avif"),
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
+    *(".pbm", ".pgm", ".pnm", ".ppm", ".jp2", ".avif"),
     *HEIC,
 )
 NAMED = 10

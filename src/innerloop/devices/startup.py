@@ -36,7 +36,8 @@ def fast_imports() -> Iterator[None]:
 class _NotYet(ModuleType):
     """scipy.signal until somebody needs it. torchmetrics imports it to give it back a name for a metric of speech.
 
-    It is a fifth of all imports of a run, which uses neither. Any other name is that of the real module.
+    It takes a fifth of what importing torch and Lightning takes (`python -X importtime -c "import torch, lightning"`),
+    and a run uses neither. Any other name is that of the real module.
     """
 
     hamming = None

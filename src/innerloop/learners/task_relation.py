@@ -53,9 +53,7 @@ class TaskRelation:
         """
         if self.head == "trained":
             return self.generate(net, observation, predictions)
-        writes = self.writes
-        if writes == "auto":
-            writes = "head+film" if convolutional(net) else "head"
+        writes = self._writes(net, dense="head")
         if writes not in ("head", "head+film") or self.init != "zero":
             raise InputError("head=prototypes is what a head is added to: writes must be head or head+film, init zero")
         if self.encoder == "pairs":
@@ -77,9 +75,7 @@ class TaskRelation:
             if predictions:
                 raise InputError("encoder=pairs reads no predictions: choose another encoder")
             return self._of_pairs(net)
-        writes = self.writes
-        if writes == "auto":
-            writes = "head+film" if convolutional(net) else "all"
+        writes = self._writes(net, dense="all")
         theta = task_weights(net)
         parts = {"all": ("",), "head": ("head.",), "film": (".norm.",), "head+film": ("head.", ".norm.")}[writes]
         shapes = {name: w.shape for name, w in theta.items() if any(part in name for part in parts)}
@@ -114,6 +110,12 @@ class TaskRelation:
             residual=residual,
             observation=observation,
         )
+
+    def _writes(self, net: nn.Module, dense: str) -> str:
+        """Return what is written; dense: what "auto" is for a net without convolutions."""
+        if self.writes != "auto":
+            return self.writes
+        return "head+film" if convolutional(net) else dense
 
     def _of_pairs(self, net: nn.Module) -> Generate:
         if not isinstance(net, Additive):

@@ -33,6 +33,7 @@ from innerloop.runs.locks import LOCK, locked
 from innerloop.runs.naming import label
 from innerloop.runs.record import (
     RESULTS,
+    TRAINING_CLASSES,
     environment,
     messages,
     read_checkpoint,
@@ -47,7 +48,7 @@ from innerloop.runs.signatures import make
 from innerloop.runs.threads import threads_of
 from innerloop.runs.tracking import Closing, Label, RunInfo, check_loggers, end_loggers, make_loggers, trackers
 from innerloop.runs.trainer import check_extra, make_trainer
-from innerloop.runs.training_classes import record_classes
+from innerloop.runs.training_classes import classes_seen
 from innerloop.runs.weights import begin_with, latest_checkpoint, load_weights, start_weights
 from innerloop.tasks.base import Tasks
 
@@ -71,6 +72,7 @@ def train(cfg: DictConfig, name: Label | None = None, callbacks: Sequence[Callba
             configured_callbacks(cfg)
             parts = tried(cfg)
             start_weights(cfg, parts.learner, run_dir)
+            classes = [] if resuming else classes_seen(cfg, parts.tasks)
         except BaseException:
             remove_empty(run_dir)
             raise
@@ -85,7 +87,8 @@ def train(cfg: DictConfig, name: Label | None = None, callbacks: Sequence[Callba
                 record_changes(cfg, run_dir, HydraConfig.get().overrides.task)
             elif not resuming:
                 write_record(cfg, run_dir)
-                record_classes(cfg, run_dir, parts.tasks)
+                if classes:
+                    write_json(run_dir / TRAINING_CLASSES, classes)
         name = name or Label(*label(cfg))
         task = {"config": to_plain(cfg), "run_dir": str(run_dir), "label": name}
         with all_ranks(cfg.trainer, task, "innerloop.runs.train:train_as_rank"):

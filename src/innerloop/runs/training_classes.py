@@ -7,25 +7,25 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from innerloop.datasets.layouts import without_split
+from innerloop.devices.files import user_path
 from innerloop.errors import InputError
-from innerloop.runs.record import TRAINING_CLASSES, write_json
+from innerloop.runs.record import TRAINING_CLASSES
 from innerloop.tasks.base import Tasks
 
 log = logging.getLogger("innerloop")
 
 
-def record_classes(cfg: DictConfig, run_dir: Path, tasks: Tasks) -> None:
-    """Record the names of the classes that the weights have seen in training, here or in the run `init_from`.
+def classes_seen(cfg: DictConfig, tasks: Tasks) -> list[str]:
+    """Return the names of the classes that the weights see in training, here or before in the run `init_from`.
 
-    Logs a warning if validation or test classes are among those of `init_from`.
+    Logs a warning if validation or test classes are among those of `init_from`. Raises InputError: see `read_classes`.
     """
     names = tasks.class_names("train")
     if cfg.get("init_from"):
-        earlier = Path(cfg.init_from) / TRAINING_CLASSES
+        earlier = user_path(cfg.init_from) / TRAINING_CLASSES
         names = list(dict.fromkeys([*names, *read_classes(earlier)]))
         warn_of_training_classes(earlier, tasks)
-    if names:
-        write_json(run_dir / TRAINING_CLASSES, names)
+    return names
 
 
 def read_classes(path: Path) -> list[str]:

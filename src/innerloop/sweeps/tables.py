@@ -88,8 +88,12 @@ class TableJob:
         return [f"resume={self.directory}"] if self.is_begun else [*self.overrides, f"hydra.run.dir={self.directory}"]
 
     def check(self) -> None:
-        """Raise InputError if the run in the directory was started without one of these overrides."""
+        """Raise InputError if the run in the directory was started without one of these overrides, or cannot start
+        because the one that it begins with is not finished.
+        """
         if not self.is_begun:
+            if self.after is not None and not (self.after / RESULTS).exists():
+                raise InputError(f"it begins with {self.after}, which is not finished")
             return
         recorded = recorded_overrides(self.directory)
         config = yaml.safe_load((self.directory / CONFIG).read_text())
@@ -149,11 +153,11 @@ def jobs_of(table: TableSpec, runs: Path, row: str, extra: Sequence[str] = ()) -
     jobs = []
     for seed in table.rows[row].seeds:
         for name, fold in folds:
-            directory, after = (runs / table.name / f"{r}{name}_seed{seed}" for r in (row, first))
-            begins = [] if first is None else [f"init_from={after}"]
+            after = runs / table.name / f"{first}{name}_seed{seed}" if first else None
+            begins = [f"init_from={after}"] if after else []
             own = [*overrides, *begins, *fold, f"seed={seed}", *EVERY_RUN, *extra]
             label = f"{table.name}/{row}{name} seed {seed}"
-            jobs.append(TableJob(label, directory, own, after=after if first else None))
+            jobs.append(TableJob(label, runs / table.name / f"{row}{name}_seed{seed}", own, after=after))
     return jobs
 
 

@@ -1,6 +1,7 @@
 """Small pictures of classes that differ, in folders, for the tests of practice."""
 
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,16 @@ def write(root: Path, files: dict[str, bytes]) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)
     return root
+
+
+def zip_of(root: Path, outer: str = "") -> Path:
+    """A zip file of a folder, beside it. outer: a folder that all is in, such as "own/"."""
+    path = root.with_name(f"{root.name}.zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(root.rglob("*")):
+            if file.is_file():
+                archive.write(file, outer + file.relative_to(root).as_posix())
+    return path
 
 
 def classes(names: str = "abc", each: int = 4, first: int = 0) -> dict[str, bytes]:

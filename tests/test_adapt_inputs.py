@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures import classes, drawing, encoded, small, tiny, write
+import torch
+from pictures import classes, drawing, encoded, small, tiny, write, zip_of
 from PIL import Image
 
 from innerloop import practice
@@ -441,6 +442,17 @@ def test_a_zip_file_of_an_old_tool_for_windows(tmp_path: Path) -> None:
             entry.filename = "own\\" + name.replace("/", "\\")
             archive.writestr(entry, data)
     assert practice.adapt(path).classes == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("outer", ["", "own/"])
+def test_a_zip_file_of_pictures_and_a_table_of_them(outer: str, tmp_path: Path) -> None:
+    root = write(tmp_path / "own", {f"images/{n.replace('/', '_')}": data for n, data in classes().items()})
+    rows = [f"{n.replace('/', '_')},kind {n[0]}" for n in classes()]
+    (root / "labels.csv").write_text("\n".join(["file,label", *rows, "none.png,kind a"]))
+    folder, archive = practice.adapt(root), practice.adapt(zip_of(root, outer))
+    assert archive.classes == folder.classes == ["kind a", "kind b", "kind c"]
+    assert torch.equal(archive.support.x, folder.support.x)
+    assert [item.file for item in archive.support.listing.skipped] == ["none.png" if not outer else "own/none.png"]
 
 
 def test_more_tables(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, Here
-from pictures import classes, write
+from pictures import classes, write, zip_of
 from torch import Tensor
 
 from innerloop.backbones import features
@@ -286,7 +286,7 @@ def test_what_was_found_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture
     said = [record.getMessage() for record in caplog.records]
     assert any("1 files are no pictures of a known format" in line for line in said)
     sizes = "3 for train, 3 for validation, 2 for test; 4 to 9 pictures a class, median 4"
-    assert any(f"37 pictures of 8 classes (a, b, c, d, e, …); {sizes}" in line for line in said)
+    assert any(f"37 pictures of 8 classes (a, b, c, d, e and 3 more); {sizes}" in line for line in said)
 
 
 def test_the_same_classes_in_all_splits(tmp_path: Path) -> None:
@@ -300,6 +300,44 @@ def test_the_same_classes_in_all_splits(tmp_path: Path) -> None:
     assert torch.equal(again.images[:5], data.images[:5]), "another class moves no picture of these"
     with pytest.raises(InputError, match="class d has 2 pictures, too few for all splits"):
         folder.load(str(write(tmp_path / "few", {**classes("abc", each=10), **classes("d", each=2)})), split="same")
+
+
+@pytest.mark.parametrize("outer", ["", "own/", "own.v1/"])
+@pytest.mark.parametrize("tables", [1, 3])
+def test_a_zip_file_of_pictures_and_tables_of_them(outer: str, tables: int, tmp_path: Path) -> None:
+    """As the archives of many challenges are: images/ and labels.csv, or a table for each split."""
+    files = classes("abcdef")
+    root = write(tmp_path / "own", {f"images/{n.replace('/', '_')}": data for n, data in files.items()})
+    for split in SPLITS if tables == 3 else ("labels",):
+        rows = [f"{n.replace('/', '_')},{n[0]},{OF[n[0]]}" for n in files if split in ("labels", OF[n[0]])]
+        (root / f"{split}.csv").write_text("\n".join(["file,label,split", *rows]))
+    loaded, packed = folder.load(str(root), size=8), folder.load(str(zip_of(root, outer)), size=8)
+    assert names(packed) == names(loaded) == EXPECTED
+    assert torch.equal(packed.images, loaded.images)
+    (root / f"{'test' if tables == 3 else 'labels'}.csv").write_text("file,labels\nx.png,a\n")
+    for source in (root, zip_of(root, outer)):
+        with pytest.raises(InputError, match=r"(test|labels)\.csv has no column label"):
+            folder.load(str(source), size=8)
+
+
+def test_a_table_beside_class_folders_that_is_of_something_else(tmp_path: Path) -> None:
+    root = write(tmp_path / "own", {**classes("abcdef"), "notes.csv": b"day,weather\n1,rain\n"})
+    for source in (root, zip_of(root)):
+        assert folder.load(str(source), size=8, **THIRDS).classes == tuple("abcdef")
+
+
+def test_columns_that_are_there_twice(tmp_path: Path) -> None:
+    root = write(tmp_path / "own", classes("abcdef"))
+    (root / "labels.csv").write_text("\n".join(["file,label,Label", *(f"{n},{n[0]},x" for n in classes("abcdef"))]))
+    with pytest.raises(InputError, match=r"labels\.csv has two columns label"):
+        folder.load(str(root / "labels.csv"), size=8)
+
+
+def test_a_folder_around_a_zip_file_is_no_folder_of_pictures(tmp_path: Path) -> None:
+    path = zip_of(write(tmp_path / "got" / "own", classes("abcdef")))
+    shutil.rmtree(tmp_path / "got" / "own")
+    with pytest.raises(InputError, match=rf"; give {path} itself$"):
+        folder.load(str(path.parent))
 
 
 @pytest.mark.parametrize("kind", ["folders", "table", "npz"])

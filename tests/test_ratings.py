@@ -83,6 +83,12 @@ def test_gigantic_unsorted_ids_are_names(write: Write) -> None:
     assert table.rating.tolist() == [2, 3, 4, 1]
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_the_separator_that_excel_states(separator: str, write: Write) -> None:
+    lines = (line.replace(",", separator) for line in (HEAD, *ROWS))
+    assert plain(load(write(f"sep={separator}", *lines))) == plain(load(write(HEAD, *ROWS)))
+
+
 def test_duplicates_end_it_or_one_of_them_counts(write: Write) -> None:
     path = write(HEAD, "a,x,1,1", *ROWS)
     with pytest.raises(InputError, match=r"1 ratings are of an item .* user a of item x; data\.duplicates=last"):
@@ -101,6 +107,10 @@ def test_duplicates_end_it_or_one_of_them_counts(write: Write) -> None:
         ((HEAD, *ROWS, "a,z,,1"), {}, r"line 7: rating is '', which is no number"),
         ((HEAD, *ROWS, ",z,4,1"), {}, r"line 7: user is empty"),
         ((HEAD, *ROWS, "a,z,4,noon"), {"time": "when"}, r"line 7: when is 'noon', which is no number"),
+        ((HEAD, "", '"c\nd",z,4,1', "", *ROWS, "a,z,good,1"), {}, r"line 11: rating is 'good', which is no number"),
+        ((HEAD, "", '"c\nd",z,4,1', "", *ROWS, "a,z,4"), {}, r"line 11: 3 cells, and the first line has 4"),
+        ((HEAD, "", '"c\nd",z,good,1', *ROWS), {}, r"line 3: rating is 'good', which is no number"),
+        (("sep=;", "", HEAD.replace(",", ";"), "a;x;good;1"), {}, r"line 4: rating is 'good', which is no number"),
         ((HEAD, *ROWS), {"scale": [1, 4]}, r"line 5: rating is 5, outside of the scale from 1 to 4"),
         ((HEAD, *ROWS), {"scale": [5, 1]}, r"data\.scale must be the lowest and the highest rating"),
         ((HEAD, *ROWS), {"item": "movie"}, r"has no column movie; its columns are user, item, rating, when"),

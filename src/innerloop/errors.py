@@ -1,4 +1,12 @@
-"""Errors whose message alone is shown to the user. A module of its own without imports, so that commands start fast."""
+"""Errors whose message alone is shown to the user. A module of its own, so that commands start fast."""
+
+from collections.abc import Iterable
+
+
+def some(names: Iterable[str], most: int = 5) -> str:
+    """Return names for a message, at most so many: "a, b and 3 more"."""
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 class InputError(ValueError):

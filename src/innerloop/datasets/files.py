@@ -180,7 +180,15 @@ def _content(path: Path) -> bytes:
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading. Raises InputError if that fails, or it is no file but a folder, a pipe or a device."""
+    """Open a file for reading. One in a zip file has a path such as pictures.zip/labels.csv.
+
+    Raises InputError if that fails, or it is no file but a folder, a pipe or a device.
+    """
+    archive = next((folder for folder in path.parents if folder.suffix.lower() == ".zip" and folder.is_file()), None)
+    if archive is not None:
+        with reader(archive) as content:
+            yield io.BytesIO(content(path.relative_to(archive).as_posix()))
+        return
     try:
         # Without waiting, which opening a pipe does otherwise.
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -15,6 +15,7 @@ from innerloop.datasets.layouts import LAYOUT, find_layout
 from innerloop.datasets.pictures import pictures
 from innerloop.devices.files import user_path
 from innerloop.episodes import SPLITS, InputError, Split
+from innerloop.errors import some
 
 log = logging.getLogger("innerloop")
 
@@ -23,8 +24,6 @@ SPLIT_KINDS = ("classes", "same")
 SAME = "; where all splits have the same classes with other pictures, set data.split=same"
 FEWEST = 2
 """The smallest number of classes of a split: a task needs two."""
-NAMED = 5
-"""The number of classes that the log names."""
 
 # Part of the name of the processed file. Raise it when the content of that file changes.
 FORMAT = 1
@@ -170,14 +169,13 @@ def _by_digest(members: np.ndarray, names: Sequence[str], fractions: tuple[float
 
 def _report(source: Path, data: LabelledImages) -> LabelledImages:
     """Log what was found, and return it."""
-    names = ", ".join(data.classes[:NAMED]) + (", …" if len(data.classes) > NAMED else "")
     counts = data.counts[np.concatenate([data.splits[split] for split in SPLITS])]
     log.info(
         "%s: %d pictures of %d classes (%s); %s; %d to %d pictures a class, median %g",
         source,
         data.images.shape[0],
         len(set(data.classes)),
-        names,
+        some(data.classes),
         ", ".join(f"{len(data.splits[split])} for {split}" for split in SPLITS),
         counts.min(),
         counts.max(),

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from innerloop.datasets.files import listing, reader
 from innerloop.datasets.pictures import PICTURES
-from innerloop.datasets.tables import TABLES, read_table, written
+from innerloop.datasets.tables import TABLES, is_file, read_table, written
 from innerloop.episodes import SPLITS, InputError, Split
+from innerloop.errors import some
 
 log = logging.getLogger("innerloop")
 
@@ -35,8 +36,6 @@ SPLIT_NAMES: dict[str, Split] = {
     "novel": "test",
 }
 """Names of splits, in any case: see `split_of`."""
-NAMED = 5
-"""The number of groups of like names that a message has."""
 FILLERS = ("", "split", "class", "classes", "image", "images", "data")
 """Words of a split's name that say nothing."""
 
@@ -73,8 +72,7 @@ def _find_layout(source: Path, class_level: int | None) -> Layout:
     if source.suffix.lower() in TABLES and source.is_file():
         return _from_tables(source.parent, [source.name])
     entries = listing(source)
-    tables = [name for name in entries if "/" not in name and name.lower().endswith((".csv", ".tsv"))]
-    if tables and source.is_dir():
+    if tables := tables_in(source, entries, splits=True):
         return _from_tables(source, tables)
     lists = _split_lists(source, entries)
     folders = find_classes(source, entries, class_level, ignored=[posixpath.dirname(name) for name in lists])
@@ -86,6 +84,30 @@ def _find_layout(source: Path, class_level: int | None) -> Layout:
     if lists:
         return Layout(folders, _by_lists(source, lists, folders))
     return Layout(folders, _by_folders(source, list(folders)))
+
+
+def tables_in(source: Path, names: list[str], splits: bool = False) -> list[str]:
+    """Return the tables of labelled pictures in a folder or a zip file, outside of all folders but a single outer one.
+
+    names: of what it holds. A table that does not name files and labels counts where there are no class folders, and
+    with `splits` beside another if it is named after a split: what is wrong with it is said when it is read.
+    """
+    outer = {name.partition("/")[0] for name in names}
+    top = f"{outer.pop()}/" if len(outer) == 1 and any("/" in name for name in names) else ""
+    inner = [name.removeprefix(top) for name in names]
+    tables = [top + name for name in inner if "/" not in name and name.lower().endswith((".csv", ".tsv"))]
+    readable = [name for name in tables if _is_table_of_labels(source / name)]
+    if not readable:
+        has_classes = len({name.partition("/")[0] for name in inner if "/" in name}) > 1
+        return [] if has_classes else tables
+    return [name for name in tables if name in readable or (splits and _split_of_file(name))]
+
+
+def _is_table_of_labels(path: Path) -> bool:
+    try:
+        return bool(read_table(path))
+    except InputError:
+        return False
 
 
 def find_classes(
@@ -102,7 +124,9 @@ def find_classes(
         if entry.lower().endswith(PICTURES):
             folders.setdefault(posixpath.dirname(entry), []).append(entry)
     if not folders:
-        raise InputError(f"{source} holds no pictures ({', '.join(PICTURES)}); it must be {LAYOUT}")
+        archives = [f"; give {source / name} itself" for name in entries if name.lower().endswith(".zip")]
+        found = archives[0] if archives and source.is_dir() else ""
+        raise InputError(f"{source} holds no pictures ({', '.join(PICTURES)}); it must be {LAYOUT}{found}")
     warn_of_other_files(source, entries)
     parents = {""}.union(*map(_parents, folders))
     common = posixpath.commonpath(folders)
@@ -146,8 +170,7 @@ def alike(names: Iterable[str]) -> str:
         key = unicodedata.normalize("NFKC", name).casefold().replace("_", " ")
         groups.setdefault(" ".join(key.split()), []).append(name)
     found = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
-    more = f", and {len(found) - NAMED} more such groups" if len(found) > NAMED else ""
-    return f"the classes {', '.join(found[:NAMED])}{more} differ in capitals or spaces alone" if found else ""
+    return f"the classes {some(found)} differ in capitals or spaces alone" if found else ""
 
 
 def warn_if_nested(folders: dict[str, list[str]]) -> None:
@@ -191,6 +214,10 @@ def split_of(name: str) -> Split | None:
     return SPLIT_NAMES.get(words[0]) if len(words) == 1 else None
 
 
+def _split_of_file(path: str) -> Split | None:
+    return split_of(posixpath.splitext(posixpath.basename(path))[0])
+
+
 def _parents(folder: str) -> set[str]:
     """Return the folders within the source that a folder is in."""
     parts = folder.split("/")
@@ -218,7 +245,7 @@ def _split_lists(source: Path, entries: list[str]) -> dict[str, Split]:
     """
     found: dict[str, dict[str, Split]] = {}
     for name in entries:
-        split = split_of(posixpath.basename(name).removesuffix(".txt")) if name.lower().endswith(".txt") else None
+        split = _split_of_file(name) if name.lower().endswith(".txt") else None
         if split is not None:
             found.setdefault(posixpath.dirname(name), {})[name] = split
     complete = {folder: lists for folder, lists in found.items() if len(lists) == len(set(lists.values())) == 3}
@@ -246,7 +273,7 @@ def _by_lists(source: Path, lists: Mapping[str, Split], folders: dict[str, list[
 
 def _from_tables(source: Path, tables: list[str]) -> Layout:
     """Return the classes of one table, or of tables that are named after splits, such as train.csv."""
-    of_name = {table: split_of(posixpath.splitext(table)[0]) for table in tables}
+    of_name = {table: _split_of_file(table) for table in tables}
     if len(tables) > 1 and not all(of_name.values()):
         raise InputError(f"{source} holds several tables, {', '.join(tables)}: give one of them as data.root")
     places = _Places(source)
@@ -273,23 +300,27 @@ def _from_tables(source: Path, tables: list[str]) -> Layout:
 
 
 class _Places:
-    """Where the files that tables name are, in a folder."""
+    """Where the files that tables name are, in a folder or a zip file."""
 
     def __init__(self, source: Path) -> None:
         self.source = source
         self.by_name: dict[str, list[str]] | None = None
+        self.entries = None if source.is_dir() else set(listing(source))
 
     def path_of(self, table: str, file: str) -> str:
-        """Return a picture's path within the folder: as the table has it, or the one file of its name at any depth."""
-        path = written(self.source, posixpath.normpath(file))
-        if not path.startswith(("/", "..")) and (self.source / path).is_file():
+        """Return a picture's path in the source: as the table has it, or the one file of its name at any depth."""
+        path = written(posixpath.normpath(posixpath.join(posixpath.dirname(table), file)), self._is_there)
+        if not path.startswith(("/", "..")) and self._is_there(path):
             return path
         if self.by_name is None:  # the whole folder is read only if it must be
             self.by_name = {}
-            for entry in listing(self.source):
+            for entry in self.entries or listing(self.source):
                 self.by_name.setdefault(posixpath.basename(entry), []).append(entry)
         places = self.by_name.get(posixpath.basename(file), [])
         if len(places) != 1:
             problem = "is nowhere there" if not places else f"is there more than once: {', '.join(places[:3])}"
             raise InputError(f"{self.source / table} names {file}, which {problem}")
         return places[0]
+
+    def _is_there(self, path: str) -> bool:
+        return path in self.entries if self.entries is not None else is_file(self.source / path)

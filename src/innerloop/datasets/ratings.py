@@ -96,7 +96,7 @@ def load(
         raise InputError(f"data.user, item, rating and time must be different columns, got {', '.join(names)}")
     packer = Packer(table.path, names, None if scale is None else (scale[0], scale[1]))
     for block in table.blocks(names):
-        packer.add(block.line, *block.columns)
+        packer.add(block.lines, *block.columns)
     return packer.table(duplicates)
 
 
@@ -175,18 +175,23 @@ class Packer:
         self.packed, self.times = array("Q"), array("d")
 
     def add(
-        self, line: int, users: Sequence[str], items: Sequence[str], values: Sequence[str], *time: Sequence[str]
+        self,
+        lines: Sequence[int],
+        users: Sequence[str],
+        items: Sequence[str],
+        values: Sequence[str],
+        *time: Sequence[str],
     ) -> None:
-        """Add rows. line: of the first. Raises InputError for an empty name and for what is no rating or time."""
+        """Add rows. lines: of each. Raises InputError for an empty name and for what is no rating or time."""
         for name, cells in zip(self.names, (users, items), strict=False):
             if "" in cells:
-                raise InputError(f"{self.path}, line {line + cells.index('')}: {name} is empty")
+                raise InputError(f"{self.path}, line {lines[cells.index('')]}: {name} is empty")
         before = len(self.values)
         u, i, v = (
             _numbered(known, cells)
             for known, cells in ((self.users, users), (self.items, items), (self.values, values))
         )
-        self.numbers += [self._number(cell, line, values) for cell in list(self.values)[before:]]
+        self.numbers += [self._number(cell, lines, values) for cell in list(self.values)[before:]]
         sizes = (self.users, USER_BITS, "users"), (self.items, ITEM_BITS, "items"), (self.values, VALUE_BITS, "ratings")
         for known, bits, what in sizes:
             if len(known) > 2**bits:
@@ -194,10 +199,10 @@ class Packer:
         packed = u << np.uint64(ITEM_BITS + VALUE_BITS) | i << np.uint64(VALUE_BITS) | v
         self.packed.frombytes(packed.tobytes())
         for cells in time:
-            self.times.frombytes(numbers_of(self.path, self.names[3], cells, line).tobytes())
+            self.times.frombytes(numbers_of(self.path, self.names[3], cells, lines).tobytes())
 
-    def _number(self, cell: str, line: int, cells: Sequence[str]) -> float:
-        place = f"{self.path}, line {line + cells.index(cell)}: {self.names[2]}"
+    def _number(self, cell: str, lines: Sequence[int], cells: Sequence[str]) -> float:
+        place = f"{self.path}, line {lines[cells.index(cell)]}: {self.names[2]}"
         number = as_number(cell)
         if number is None:
             raise InputError(f"{place} is {cell!r}, which is no number")

@@ -15,6 +15,7 @@ from innerloop.datasets.images import named_splits, splits_by_name
 from innerloop.datasets.layouts import SPLIT_NAMES
 from innerloop.devices.files import user_path
 from innerloop.episodes import SPLITS, InputError, Split
+from innerloop.errors import some
 
 log = logging.getLogger("innerloop")
 
@@ -126,7 +127,7 @@ def _text(
         for known, column in zip(cells, block.columns, strict=False):
             known += [cell.strip() for cell in column]
         columns = block.columns[len(special) :]
-        of_names = [numbers_of(path, n, c, block.line) for n, c in zip(names, columns, strict=True)]
+        of_names = [numbers_of(path, n, c, block.lines) for n, c in zip(names, columns, strict=True)]
         numbers.append(np.stack(of_names, 1).astype(np.float32))
     named = dict(zip(special, cells, strict=True))
     found = {kind: [named[name] for name in kinds] for kind, kinds in of.items()}
@@ -197,7 +198,7 @@ def _parquet(
     names = [name for name in table.column_names if name not in special] if features is None else list(features)
     for name in [*special, *names]:
         if table.column_names.count(name) != 1:
-            raise InputError(f"{path} has no column {name}; its columns are {', '.join(table.column_names[:10])}")
+            raise InputError(f"{path} has no column {name}; its columns are {some(table.column_names, 10)}")
     plain = {name: table.column(name).to_numpy() for name in [*special, *names]}
     for name in names:
         bad = plain[name].dtype.kind not in "fiub" or not np.isfinite(plain[name].astype(np.float64)).all()

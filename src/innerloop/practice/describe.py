@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 
 from innerloop.datasets.layouts import alike
-from innerloop.errors import InputError
+from innerloop.errors import InputError, some
 from innerloop.practice.embedding import DEFAULT_BACKBONE, of_backbone
 from innerloop.practice.heads import MEANS, PIXELS, Scores, in_their_span, only_means, pixel_means, raw_pixels
 from innerloop.practice.reading import Pictures, read_all
 from innerloop.practice.validation import HeldOut, Share, calibration_error, hold_out, reliability
 
 BACKBONE_MEANS = "class means of a backbone"
-NAMED = 5
-"""The number of classes that a warning names."""
 FEW = 10
 """Number of held-out pictures below which a report warns that its numbers are rough."""
 
@@ -98,7 +96,7 @@ def doubtful(classes: Sequence[str], given: Collection[str]) -> list[str]:
     given: names of the classes that labelled pictures were given for.
     """
     lost = sorted(set(given) - set(classes))
-    listed = ", ".join(lost[:NAMED]) + (f" and {len(lost) - NAMED} more" if len(lost) > NAMED else "")
+    listed = some(lost)
     found = [f"No picture of {listed} can be used, so the model has no such class: see skipped.csv."] if lost else []
     if names := alike(classes):
         found.append(f"{names[:1].upper()}{names[1:]}: if these are one, give them one name.")
@@ -128,5 +126,5 @@ def warnings_of(about: dict[str, Any]) -> list[str]:
     single = [name for name, n in about["support"]["classes"].items() if n == 1]
     if single:
         count = "One class has" if len(single) == 1 else f"{len(single)} classes have"
-        found.append(f"{count} one {noun}, which cannot be left out: {', '.join(single[:5])}.")
+        found.append(f"{count} one {noun}, which cannot be left out: {some(single)}.")
     return found

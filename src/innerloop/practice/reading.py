@@ -18,9 +18,9 @@ from torch import Tensor
 
 from innerloop.backbones.store import picture_digest
 from innerloop.datasets.files import entries, reader
-from innerloop.datasets.layouts import split_of
+from innerloop.datasets.layouts import split_of, tables_in
 from innerloop.datasets.pictures import PICTURES, picture
-from innerloop.datasets.tables import TABLES, read_table, written
+from innerloop.datasets.tables import TABLES, is_file, read_table, written
 from innerloop.devices.files import user_path
 from innerloop.errors import InputError
 
@@ -92,8 +92,8 @@ def find(source: Path, labelled: bool) -> Listing:
     """Return the pictures of a folder, a zip file, a table or a single file.
 
     The label of a picture in a folder is the outermost folder that it is in; common parent folders are skipped. A table
-    has a column of files, relative to the table, and one of labels: see `innerloop.datasets.tables`. A folder of
-    labelled pictures may hold one table of them instead of class folders.
+    has a column of files, relative to the table, and one of labels: see `innerloop.datasets.tables`. A folder or zip
+    file of labelled pictures may hold one table of them instead of class folders.
 
     labelled: whether pictures without a label are set aside. Raises InputError if nothing is there.
     """
@@ -105,7 +105,7 @@ def find(source: Path, labelled: bool) -> Listing:
     if not exists:
         raise InputError(f"{source}: there is no such folder or file")
     if not is_folder and source.suffix.lower() in TABLES:
-        return _from_table(source, labelled, [])
+        return _from_table(source.parent, source.name, labelled, [])
     if not is_folder and not source.is_file():
         raise InputError(f"{source} is no file but a pipe, a socket or a device")
     if not is_folder and source.suffix.lower() != ".zip":
@@ -115,8 +115,10 @@ def find(source: Path, labelled: bool) -> Listing:
             )
         return Listing(source.parent, [source.name], [None], [])
     names, refused = entries(source)
-    if labelled and is_folder and (table := _table_in(source, names)) is not None:
-        return _from_table(table, labelled, [name for name in names if name.lower().endswith(PICTURES)])
+    if labelled and (tables := tables_in(source, names)):
+        if len(tables) > 1:
+            raise InputError(f"{source} holds several tables, {', '.join(tables)}: give one of them")
+        return _from_table(source, tables[0], labelled, [name for name in names if name.lower().endswith(PICTURES)])
     skipped = [Skipped(name, reason) for name, reason in refused.items()]
     pictures = []
     for name in names:
@@ -133,51 +135,32 @@ def find(source: Path, labelled: bool) -> Listing:
     return _without_unlabelled(listing, "is in no class folder") if labelled else listing
 
 
-def _table_in(folder: Path, names: list[str]) -> Path | None:
-    """Return the table of labelled pictures that a folder holds, outside of its folders; None if there is none.
-
-    Raises InputError if there are several, and for a table that cannot be read where there is but one folder.
-    """
-    tables = [folder / name for name in names if "/" not in name and name.lower().endswith((".csv", ".tsv"))]
-    found = [table for table in tables if _is_table_of_labels(table)]
-    if len(found) > 1:
-        raise InputError(f"{folder} holds several tables, {', '.join(t.name for t in found)}: give one of them")
-    few = len({name.partition("/")[0] for name in names if "/" in name}) < 2
-    return found[0] if found else tables[0] if len(tables) == 1 and few else None
-
-
-def _is_table_of_labels(path: Path) -> bool:
-    try:
-        return bool(read_table(path))
-    except InputError:
-        return False
-
-
-def _from_table(path: Path, labelled: bool, pictures: list[str]) -> Listing:
-    """pictures: those of the table's folder, if it was given: a row may then name a file without its folders."""
-    rows = read_table(path, labelled)
+def _from_table(source: Path, table: str, labelled: bool, pictures: list[str]) -> Listing:
+    """pictures: those of the source, if it was given: a row may then name a file without its folders."""
+    rows, folder = read_table(source / table, labelled), posixpath.dirname(table)
     there, by_name = set(pictures), dict[str, list[str]]()
+    is_there = there.__contains__ if pictures else lambda file: is_file(source / file)
     for name in pictures:
         by_name.setdefault(posixpath.basename(name), []).append(name)
     found: dict[str, set[str | None]] = {}
     skipped: list[Skipped] = []
     for row in rows:
         if row.file:
-            file = posixpath.normpath(written(path.parent, row.file))
-            places = by_name.get(file, []) if file not in there else []
+            file = written(posixpath.normpath(posixpath.join(folder, row.file)), is_there)
+            places = by_name.get(posixpath.basename(file), []) if file not in there else []
             found.setdefault(places[0] if len(places) == 1 else file, set()).add(row.label)
         else:
-            skipped.append(Skipped(f"{path.name} (label {row.label})", "its row names no file"))
+            skipped.append(Skipped(f"{table} (label {row.label})", "its row names no file"))
     files, labels = list[str](), list[str | None]()
     for file, given in sorted(found.items()):
         if len(given) > 1:
             listed = ", ".join(sorted(map(str, given)))
-            skipped.append(Skipped(file, f"has several labels in {path.name}: {listed}"))
+            skipped.append(Skipped(file, f"has several labels in {table}: {listed}"))
         else:
             files.append(file)
             labels.append(next(iter(given)))
-    skipped += [Skipped(name, f"is not in {path.name}") for name in pictures if name not in found]
-    listing = Listing(path.parent, files, labels, skipped, frozenset(row.label for row in rows if row.label))
+    skipped += [Skipped(name, f"is not in {table}") for name in pictures if name not in found]
+    listing = Listing(source, files, labels, skipped, frozenset(row.label for row in rows if row.label))
     return _without_unlabelled(listing, "has no label") if labelled else listing
 
 

@@ -13,6 +13,7 @@ import torch
 from innerloop.datasets.columns import TextTable, as_number
 from innerloop.devices.files import user_path
 from innerloop.episodes import InputError, Samples
+from innerloop.errors import some
 from innerloop.practice.output import check_out, csv_text, write_out
 from innerloop.runs.config import load_config
 from innerloop.runs.load import Run, load_run
@@ -110,7 +111,7 @@ def own_ratings(path: Path, data: dict[str, Any], tasks: Ratings) -> tuple[dict[
     numbers = {name: i for i, name in enumerate(tasks.dataset.items)}
     (low, high), found, unknown = tasks.dataset.scale, dict[int, float](), list[str]()
     for block in table.blocks([item, rating]):
-        for line, (name, cell) in enumerate(zip(*block.columns, strict=True), block.line):
+        for line, name, cell in zip(block.lines, *block.columns, strict=True):
             value = as_number(cell)
             if value is None or not low <= value <= high:
                 raise InputError(f"{path}, line {line}: {rating} is {cell!r}; it must be from {low:g} to {high:g}")
@@ -121,13 +122,9 @@ def own_ratings(path: Path, data: dict[str, Any], tasks: Ratings) -> tuple[dict[
             else:
                 found[numbers[name]] = value
     if not found:
-        raise InputError(
-            f"{path} rates no item that the run knows" + (f", but {', '.join(unknown[:5])}" * bool(unknown))
-        )
+        raise InputError(f"{path} rates no item that the run knows" + (f", but {some(unknown)}" * bool(unknown)))
     if unknown:
-        log.warning(
-            "%d items of %s are not known to the run and left out: %s", len(unknown), path, ", ".join(unknown[:5])
-        )
+        log.warning("%d items of %s are not known to the run and left out: %s", len(unknown), path, some(unknown))
     return found, unknown
 
 

@@ -13,7 +13,7 @@ import torch
 
 from innerloop.datasets.tables import TABLES, cells
 from innerloop.devices.files import user_path
-from innerloop.errors import InputError
+from innerloop.errors import InputError, some
 from innerloop.practice.reading import Listing, Pictures, Skipped
 
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
@@ -91,7 +91,7 @@ class TableForm:
         table = source if isinstance(source, Table) else read(source)
         absent = [name for name in (c.name for c in self.columns) if name not in table.columns]
         if absent:
-            raise InputError(f"{table.path} has no column {', '.join(absent[:5])}, only {_some(table.columns)}")
+            raise InputError(f"{table.path} has no column {some(absent)}, only {some(table.columns, 10)}")
         names = _names(table, self.id)
         labels = table.columns.get(self.label, [None] * table.rows)
         skipped, kept, found = list[Skipped](), list[int](), list[list[float]]()
@@ -137,19 +137,19 @@ def read(path: Path) -> Table:
     """
     path = user_path(path)
     rows = cells(path)
-    names = [unicodedata.normalize("NFC", name.strip()) for name in rows[0]] if rows else []
+    names = [unicodedata.normalize("NFC", name.strip()) for name in rows[0][1]] if rows else []
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         what = f"two columns {twice[0]}" if twice[0] else "columns without a name"
         raise InputError(f"{path} has {what}: give each column a name of its own")
     if len(names) > MOST_COLUMNS:
         raise InputError(f"{path} has {len(names):,} columns, and at most {MOST_COLUMNS:,} are possible")
-    body = [(n, row) for n, row in enumerate(rows[1:], 2) if any(map(str.strip, row))]
+    body = [(n, row) for n, row in rows[1:] if any(map(str.strip, row))]
     if not body:
         raise InputError(f"{path} has no rows below the names of its columns")
     odd = next(((n, len(row)) for n, row in body if len(row) != len(names)), None)
     if odd:
-        raise InputError(f"{path}: row {odd[0]} has {odd[1]} cells, and there are {len(names)} columns")
+        raise InputError(f"{path}, line {odd[0]}: it has {odd[1]} cells, and there are {len(names)} columns")
     columns = {name: [_cell(row[j]) for _, row in body] for j, name in enumerate(names)}
     return Table(path, columns, len(body))
 
@@ -163,7 +163,7 @@ def form_of(support: Table, label: str, id: str | None, query: Table | None = No
     """
     for what, name in (("label", label), ("id", id)):
         if name is not None and name not in support.columns:
-            raise InputError(f"{what}={name}: {support.path} has no such column, only {_some(support.columns)}")
+            raise InputError(f"{what}={name}: {support.path} has no such column, only {some(support.columns, 10)}")
     if id == label:
         raise InputError(f"label and id are both {label}: these are two columns")
     columns, remarks = [], []
@@ -246,14 +246,9 @@ def _names(table: Table, id: str | None) -> list[str]:
     if id is None:
         return [f"row {i + 1}" for i in range(table.rows)]
     if id not in table.columns:
-        raise InputError(f"{table.path} has no column {id}, only {_some(table.columns)}")
+        raise InputError(f"{table.path} has no column {id}, only {some(table.columns, 10)}")
     names = [cell or f"row {i + 1}" for i, cell in enumerate(table.columns[id])]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{table.path}: two rows have the {id} {twice[:60]}")
     return names
-
-
-def _some(names: Sequence[str] | dict[str, Any]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")

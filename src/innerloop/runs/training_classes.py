@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from innerloop.datasets.layouts import without_split
 from innerloop.devices.files import user_path
-from innerloop.errors import InputError
+from innerloop.errors import InputError, some
 from innerloop.runs.record import TRAINING_CLASSES
 from innerloop.tasks.base import Tasks
 
@@ -49,12 +49,11 @@ def warn_of_training_classes(path: Path, tasks: Tasks) -> None:
         names = list(map(without_split, tasks.class_names(split)))
         seen = sorted(known.intersection(names))
         if seen:
-            listed = ", ".join(seen[:5]) + (", …" if len(seen) > 5 else "")
             log.warning(
                 "%d of %d %s classes have the names of training classes of this run, so the result is no test on new "
                 "classes: %s",
                 len(seen),
                 len(names),
                 split,
-                listed,
+                some(seen),
             )

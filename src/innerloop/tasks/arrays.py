@@ -11,12 +11,10 @@ from torch import Tensor
 from innerloop.datasets import task_arrays
 from innerloop.datasets.task_arrays import TaskTable
 from innerloop.episodes import SPLITS, Episode, InputError, MetaBatch, Samples, Split, episode_index, stack
+from innerloop.errors import some
 from innerloop.tasks.base import Classification, Regression, Tasks, positive
 
 log = logging.getLogger("innerloop")
-
-NAMED = 10
-"""The largest number of left-out tasks that a message names."""
 
 
 class ArrayTasks(Tasks):
@@ -75,7 +73,7 @@ class ArrayTasks(Tasks):
         need = "one row each of support and query"
         if self.shots is not None:
             need = f"shots={self.shots} support rows and {self.queries or 1} more for the query"
-        named = ", ".join(few[:NAMED]) + (f" and {len(few) - NAMED} more" if len(few) > NAMED else "")
+        named = some(few, 10)
         if not enough.any():
             raise InputError(f"no task of the {split} split has {need}: {named}")
         if few:

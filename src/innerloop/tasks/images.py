@@ -13,6 +13,7 @@ from innerloop.backbones import Backbone, Standard, features, named, standard
 from innerloop.datasets.augment import augment, transforms
 from innerloop.datasets.images import LabelledImages
 from innerloop.episodes import SPLITS, Episode, InputError, MetaBatch, Samples, Split, stack
+from innerloop.errors import some
 from innerloop.tasks.base import Classification, positive
 from innerloop.tasks.sampling import Limits, Sampler
 
@@ -20,8 +21,6 @@ log = logging.getLogger("innerloop")
 
 STANDARDIZE = (False, True, "whiten")
 SAMPLERS = ("uniform", "meta_dataset")
-NAMED = 10
-"""The largest number of left-out classes that a message names."""
 
 
 class FewShotImages(Classification):
@@ -240,7 +239,7 @@ class FewShotImages(Classification):
         needed = 2 if drawn else self.shots + self.queries[split]
         enough = self.dataset.counts[ids] >= max(needed, min_images)
         rare = [self.dataset.classes[i] for i in ids[~enough]]
-        names = ", ".join(rare[:NAMED]) + (f" and {len(rare) - NAMED} more" if len(rare) > NAMED else "")
+        names = some(rare, 10)
         because = f"shots={self.shots} and {self.queries[split]} queries need {needed} images per class"
         because = "a class needs two images" if drawn else because
         if min_images > needed:

@@ -20,11 +20,10 @@ from innerloop.episodes import (
     stack,
     tasks_of,
 )
+from innerloop.errors import some
 from innerloop.tasks.base import Classification, Regression, Tasks
 
 OVERLAPS = ("refuse", "allow")
-NAMED = 5
-"""The largest number of shared classes that a message names."""
 
 
 def splits_of(name: str, leave_out: str | None) -> tuple[Split, ...]:
@@ -127,11 +126,10 @@ class Mixture(Classification):
             for split, other in held:
                 shared = sorted(trained.intersection(map(without_split, self.families[other].class_names(split))))
                 if other != first and shared:
-                    named = ", ".join(shared[:NAMED]) + (", …" if len(shared) > NAMED else "")
                     raise InputError(
                         f"{len(shared)} classes are for training in source {first} and for {split} in source {other} "
-                        f"({named}): leave one of these sources out, or set data.overlap=allow if these are different "
-                        "classes of the same name"
+                        f"({some(shared)}): leave one of these sources out, or set data.overlap=allow if these are "
+                        "different classes of the same name"
                     )
 
     def _same_shapes(self, split: Split) -> bool:

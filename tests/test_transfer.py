@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import run_script
+from conftest import ROOT, run_script
 
 from innerloop.errors import InputError
 from innerloop.sweeps import transfer
@@ -192,3 +192,14 @@ def test_the_script_prints_and_writes_the_table(
     assert [row["negative"] for row in rows] == ["", "", "", RAW, ""]
     assert "run=FOLDER" in rows[3]["command"]
     assert (tmp_path / "t.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("transfer_*.csv")), ids=lambda path: path.stem)
+def test_the_page_has_the_numbers_of_the_files(path: Path) -> None:
+    with path.open(newline="") as file:
+        rows = [{**row, "mean": float(row["mean"]), "ci95": float(row["ci95"])} for row in csv.DictReader(file)]
+    head, *lines = (f"| {' | '.join(cells)} |" for cells in in_cells(rows))
+    page = (ROOT / "docs" / "transfer.md").read_text(encoding="utf-8").splitlines()
+    start = page.index(head) + 2  # below the rule
+    end = next(i for i, line in enumerate(page[start:], start) if not line.startswith("|"))
+    assert page[start:end] == lines

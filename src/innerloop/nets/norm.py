@@ -6,7 +6,7 @@ is exact, and so is `F.group_norm`. Layer norm is a group norm with one group.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -103,6 +103,34 @@ class BatchNorm(nn.Module):
         return (x - mean.view(_channel_shape(x))) * scale.view(_channel_shape(x)) + self.bias.view(_channel_shape(x))
 
 
+def recorded_statistics(
+    net: nn.Module, forward: Callable[[], object], source: Source | None = None
+) -> dict[str, Moments]:
+    """Return name of a batch norm of the net -> its statistics while `forward()` runs the net, or a copy of it.
+
+    source: of the statistics; None: of the batch.
+    """
+    names, found = _names(net), dict[str, Moments]()
+
+    def record(norm: BatchNorm, x: Tensor) -> Moments:
+        found[names[norm.identity]] = moments(x) if source is None else source(norm, x)
+        return found[names[norm.identity]]
+
+    with statistics_from(record):
+        forward()
+    return found
+
+
+def fixed_statistics(net: nn.Module, statistics: Mapping[str, Moments]) -> Source:
+    """Return the source of these statistics: name of a batch norm of the net -> mean and variance."""
+    names = _names(net)
+    return lambda norm, x: statistics[names[norm.identity]]
+
+
+def _names(net: nn.Module) -> dict[object, str]:
+    return {module.identity: name for name, module in net.named_modules() if isinstance(module, BatchNorm)}
+
+
 class FixedNorms(nn.Module):
     """A net whose batch norms have the statistics of a reference, computed once, so that each x is mapped by itself.
 
@@ -112,26 +140,16 @@ class FixedNorms(nn.Module):
     def __init__(self, net: nn.Module, reference: Tensor) -> None:
         super().__init__()
         self.net = net
-        self.places = {norm.identity: i for i, norm in enumerate(self._norms(net))}
-
-        def record(norm: BatchNorm, x: Tensor) -> Moments:
-            for kind, value in zip(("mean", "variance"), moments(x), strict=True):
-                self.register_buffer(f"{kind}_{self.places[norm.identity]}", value)
-            return self._fixed(norm, x)
-
-        with torch.no_grad(), statistics_from(record):
-            net(reference)
-
-    @staticmethod
-    def _norms(net: nn.Module) -> list[BatchNorm]:
-        return [module for module in net.modules() if isinstance(module, BatchNorm)]
-
-    def _fixed(self, norm: BatchNorm, x: Tensor) -> Moments:
-        place = self.places[norm.identity]
-        return self.get_buffer(f"mean_{place}"), self.get_buffer(f"variance_{place}")
+        with torch.no_grad():
+            found = recorded_statistics(net, lambda: net(reference))
+        self.norms = list(found)
+        for i, (mean, variance) in enumerate(found.values()):
+            self.register_buffer(f"mean_{i}", mean)
+            self.register_buffer(f"variance_{i}", variance)
 
     def forward(self, x: Tensor) -> Tensor:
-        with statistics_from(self._fixed):
+        kept = {n: (self.get_buffer(f"mean_{i}"), self.get_buffer(f"variance_{i}")) for i, n in enumerate(self.norms)}
+        with statistics_from(fixed_statistics(self.net, kept)):
             return self.net(x)
 
 

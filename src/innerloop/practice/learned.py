@@ -2,18 +2,18 @@
 
 import copy
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from innerloop.adaptation import Adaptation, Chain, GradientSteps, PrototypeHead
+from innerloop.adaptation import Chain, GradientSteps, PrototypeHead
 from innerloop.adaptation.generate import Generate
 from innerloop.backbones import standard
 from innerloop.episodes import Samples, Weights, apply, weights_of, with_weights
 from innerloop.errors import InputError
-from innerloop.nets.norm import BatchNorm, Moments, moments, statistics_from
+from innerloop.nets.norm import Moments, fixed_statistics, recorded_statistics, statistics_from
 from innerloop.practice.heads import Novelty, Scores, class_means
 from innerloop.runs.load import Run
 
@@ -44,7 +44,7 @@ class NetModel:
         return Scores(torch.cat(logits), torch.cat(distances))
 
     def _logits(self, x: Tensor) -> Tensor:
-        with statistics_from(self._source()):
+        with self._fixed():
             outputs = self.net(x).double()
         if outputs.shape[1] == 1:  # one logit for two classes
             outputs = torch.cat([torch.zeros_like(outputs), outputs], 1)
@@ -54,20 +54,15 @@ class NetModel:
     def features(self, x: Tensor) -> Tensor:
         """Return the input of the net's head, or its outputs if the net has no body. x -> (n, features) float64."""
         body = getattr(self.net, "body", self.net)
-        with statistics_from(self._source()):
+        with self._fixed():
             return torch.cat([body(part).flatten(1).double() for part in inputs(x).split(CHUNK)])
 
     def _distance(self, x: Tensor) -> Tensor:
         assert self.novelty is not None
         return self.novelty(self.features(x))
 
-    def _source(self) -> Any:
-        names = {m.identity: name for name, m in self.net.named_modules() if isinstance(m, BatchNorm)}
-
-        def source(norm: BatchNorm, x: Tensor) -> Moments:
-            return self.statistics[names[norm.identity]]
-
-        return source
+    def _fixed(self) -> AbstractContextManager[None]:
+        return statistics_from(fixed_statistics(self.net, self.statistics))
 
 
 def inputs(x: Tensor) -> Tensor:
@@ -140,15 +135,6 @@ class RunMethod:
     @torch.no_grad()
     def _statistics(self, weights: Weights, x: Tensor, step: int) -> dict[str, Moments]:
         """Return mean and variance of each batch norm: those that the run kept, else those of the support set."""
-        names = {m.identity: name for name, m in self.net.named_modules() if isinstance(m, BatchNorm)}
-        found: dict[str, Moments] = {}
-        kept: Adaptation | None = self.adaptation if getattr(self.adaptation, "running", None) is not None else None
-
-        def record(norm: BatchNorm, value: Tensor) -> Moments:
-            source = kept.running_at(self.net, step) if kept is not None else None  # type: ignore[operator]
-            found[names[norm.identity]] = moments(value) if source is None else source(norm, value)
-            return found[names[norm.identity]]
-
-        with statistics_from(record):
-            apply(self.net, weights, x)
-        return found
+        keeps = getattr(self.adaptation, "running", None) is not None
+        source = self.adaptation.running_at(self.net, step) if keeps else None  # type: ignore[operator]
+        return recorded_statistics(self.net, lambda: apply(self.net, weights, x), source)

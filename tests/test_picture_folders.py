@@ -242,6 +242,9 @@ def test_roots_and_settings_that_cannot_be(tmp_path: Path) -> None:
         folder.load(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"data=folder needs data\.root"):
         folder.load()
+    (tmp_path / "own.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(InputError, match=r"own\.tar\.gz is not a valid zip file: .*; unpack it and give the folder"):
+        folder.load(str(tmp_path / "own.tar.gz"))
     with pytest.raises(InputError, match=r"0\.png is not a valid zip file"):
         folder.load(str(root / "a" / "0.png"))
     whole = zipped(TEN, tmp_path / "own.zip").read_bytes()

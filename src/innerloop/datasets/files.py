@@ -29,6 +29,9 @@ LONGEST_LINE = 10 * 2**20
 SYSTEM_FILES = ("Thumbs.db", "desktop.ini", "Icon\r")
 """Files that Windows and macOS put into folders of pictures, besides hidden ones."""
 
+OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+"""Suffixes of archives that are not read, because each has its own ways to do harm."""
+
 # RuntimeError: an entry is encrypted, or compressed by a method that Python does not support.
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError, struct.error)
 
@@ -258,4 +261,5 @@ def _open_zip(file: Path) -> Iterator[zipfile.ZipFile]:
     except InputError:
         raise
     except BROKEN_ZIP as error:
-        raise InputError(f"{file} is not a valid zip file: {error}") from error
+        advice = "; unpack it and give the folder" if file.suffix.lower() in OTHER_ARCHIVES else ""
+        raise InputError(f"{file} is not a valid zip file: {error}{advice}") from error

@@ -220,12 +220,18 @@ class FewShotImages(Classification):
         return features(backbone, (255 - images if exchanged else images).numpy(), len(images))
 
     def _features(self, backbone: Backbone, standardize: bool | str) -> Tensor:
-        """Return the vectors of all images, (N, dimensions), and set their standard form."""
+        """Return the vectors of all images, (N, dimensions), and set their standard form.
+
+        Those of splits without a part in this source are zeros: they are never drawn, and a backbone costs minutes.
+        """
         data = self.dataset
-        x = self._vectors(backbone, torch.from_numpy(data.take(np.arange(data.images.shape[0]))))
+        labels = torch.from_numpy(np.repeat(np.arange(len(data.classes)), data.counts))
+        served = np.concatenate([data.splits[split] for split in {*self.splits, *(["train"] if standardize else [])}])
+        places = torch.isin(labels, torch.from_numpy(served)).nonzero()[:, 0]
+        found = self._vectors(backbone, torch.from_numpy(data.take(places.numpy())))
+        x = found.new_zeros(len(labels), found.shape[1]).index_copy_(0, places, found)
         if not standardize:
             return x
-        labels = torch.from_numpy(np.repeat(np.arange(len(data.classes)), data.counts))
         train = torch.isin(labels, torch.from_numpy(data.splits["train"]))
         self.standard = standard(x[train], labels[train], whiten=standardize == "whiten")
         return self.standard(x)

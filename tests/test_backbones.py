@@ -224,6 +224,23 @@ def test_tasks_of_vectors_are_those_of_their_pictures(standardize: bool | str) -
         torch.testing.assert_close(samples.x.flatten(0, 1), x, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize("standardize", [False, True])
+def test_splits_that_a_source_does_not_serve_are_not_embedded(standardize: bool, tmp_path: Path) -> None:
+    """As with one source of a mixture left out; a standard form is fitted on the training classes in any case."""
+    dataset = labelled()
+    settings: dict[str, Any] = {"ways": 2, "queries": 3, "standardize": standardize}
+    whole = FewShotImages(dataset, backbone=tiny(), **settings)
+    (tmp_path / "features").rename(tmp_path / "before")
+    backbone = tiny()
+    part = FewShotImages(dataset, backbone=backbone, splits=["test"], **settings)
+    classes = np.concatenate([dataset.splits[name] for name in ("test", "train")[: 1 + standardize]])
+    assert sum(seen(backbone)) == dataset.counts[classes].sum() < len(dataset.images)
+    for index in range(3):
+        drawn = [tasks.draw("test", [episode_rng(0, "test", index)]) for tasks in (whole, part)]
+        torch.testing.assert_close(*(episode.query.x for episode in drawn), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("inverted", [True, False])
 def test_a_backbone_of_ink_on_dark_is_shown_that(
     inverted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -226,7 +226,8 @@ class FewShotImages(Classification):
         """
         data = self.dataset
         labels = torch.from_numpy(np.repeat(np.arange(len(data.classes)), data.counts))
-        served = np.concatenate([data.splits[split] for split in {*self.splits, *(["train"] if standardize else [])}])
+        unused = set(SPLITS).difference(self.splits, ["train"] if standardize else [])
+        served = np.concatenate([ids for split, ids in data.splits.items() if split not in unused])
         places = torch.isin(labels, torch.from_numpy(served)).nonzero()[:, 0]
         found = self._vectors(backbone, torch.from_numpy(data.take(places.numpy())))
         x = found.new_zeros(len(labels), found.shape[1]).index_copy_(0, places, found)

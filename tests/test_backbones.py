@@ -121,6 +121,17 @@ def test_where_nothing_can_be_written_a_warning_is_logged(tmp_path: Path, caplog
     assert [r.getMessage().partition(" (")[2] for r in caplog.records] == ["File exists): vectors are not kept"]
 
 
+def test_a_log_without_a_terminal_has_the_progress(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with caplog.at_level("INFO", "innerloop"):
+        features(tiny(), random_pictures(40), 40, tmp_path)
+        assert caplog.messages == []
+        monkeypatch.setattr("innerloop.backbones.store.EVERY", 0.0)
+        features(tiny(), random_pictures(3), 3, tmp_path)
+    assert caplog.messages == [f"features by tiny: {n} of 3 pictures" for n in range(3)]
+
+
 def test_an_interrupted_pass_goes_on(tmp_path: Path) -> None:
     images = random_pictures(40)
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import struct
+import time
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,8 @@ log = logging.getLogger("innerloop")
 
 BATCH = 16
 """Number of pictures that a backbone sees at once."""
+EVERY = 60.0
+"""Seconds between lines on the progress, where there is no terminal for a bar."""
 KEY = 16
 """Bytes of a picture's digest."""
 
@@ -90,7 +93,11 @@ def features(
         tqdm(total=total, desc=f"features by {backbone.name}", unit="picture", disable=None, leave=False) as bar,
         _batches(backbone, store) as batches,
     ):
+        said = time.monotonic()
         for image in images:
+            if bar.disable and time.monotonic() - said >= EVERY:  # no terminal: a job's log has a line now and then
+                said = time.monotonic()
+                log.info("features by %s: %d of %d pictures", backbone.name, len(keys), total)
             keys.append(picture_digest(image))
             if keys[-1] not in batches:
                 batch[keys[-1]] = image

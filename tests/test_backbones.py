@@ -1,6 +1,7 @@
 """Frozen nets for pictures: what they see, what is kept of it on disk, and its standard form."""
 
 import dataclasses
+import fcntl
 import io
 import json
 import os
@@ -144,6 +145,26 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path) -> None:
     backbone = tiny()
     features(backbone, images, 40, tmp_path)
     assert sum(seen(backbone)) == 40 - 32  # two whole batches were kept
+
+
+def test_a_file_that_another_process_begins_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that has looked at the empty file must not empty it after the other has written."""
+    mine, others = Store(tmp_path / "a.bin"), Store(tmp_path / "a.bin")
+    keys, vectors = [bytes([i]) * 16 for i in range(2)], np.arange(4, dtype=np.float32).reshape(2, 2)
+    waits, real = [], fcntl.flock
+
+    def flock(file: Any, how: int) -> None:
+        if not waits:  # the other process is first, whenever this one asks for its turn
+            waits.append(how)
+            others.append(keys[1:], vectors[1:])
+        real(file, how)
+
+    monkeypatch.setattr("innerloop.backbones.store.fcntl.flock", flock)
+    mine.append(keys[:1], vectors[:1])
+    assert waits == [fcntl.LOCK_EX]
+    assert set(mine.read()) == set(keys)
 
 
 def test_two_processes_share_a_file(tmp_path: Path) -> None:

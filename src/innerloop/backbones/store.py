@@ -1,5 +1,6 @@
 """The vectors of pictures, kept on disk: a file for each backbone, a record for each picture."""
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -33,8 +34,8 @@ KEY = 16
 class Store:
     """A file of records: a picture's digest, its vector as float32, and a checksum of both.
 
-    Records are only appended, each batch by one write, so that several processes may share the file and one that is
-    stopped loses one batch at most. Records that are damaged or cut off are left out.
+    Records are only appended, each batch under a lock and by one write, so that several processes may share the file
+    and one that is stopped loses one batch at most. Records that are damaged or cut off are left out.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,6 +60,7 @@ class Store:
         size, start = KEY + 4 * vectors.shape[1] + 4, struct.pack("<I", vectors.shape[1])
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # else what another process writes now may be taken for damage
             file.seek(0)
             if file.read(len(start)) != start:  # new, or damaged at the start
                 file.truncate(0)

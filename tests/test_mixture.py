@@ -156,8 +156,8 @@ BAD: list[tuple[Any, str]] = [
     (lambda: Mixture({"a": images("a", splits=["validation", "test"])}), "no source has classes for train"),
     (
         lambda: Mixture({"a": FewShotImages(numbered(), shots=2, queries=3), "b": FewShotImages(moved(), 5, 2, 3)}),
-        "6 classes are for training in source a and for test in source b (class 0, class 1, class 2, class 3, class 4, "
-        "…): leave one of these sources out, or set data.overlap=allow",
+        "6 classes are for training in source a and for test in source b (class 0, class 1, class 2, class 3, class 4 "
+        "and 1 more): leave one of these sources out, or set data.overlap=allow",
     ),
 ]
 

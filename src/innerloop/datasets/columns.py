@@ -3,12 +3,13 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from innerloop.datasets.tables import rows_of
+from innerloop.datasets.tables import numbered, rows_of
 from innerloop.episodes import InputError
 from innerloop.errors import some
 
@@ -17,9 +18,9 @@ BLOCK = 20_000
 
 
 class Block(NamedTuple):
-    """Some rows. lines: the numbers of the lines that they begin in. columns: the cells of each wanted column."""
+    """Some rows. lines: the lines of the file that they begin in. columns: the cells of each wanted column."""
 
-    lines: tuple[int, ...]
+    lines: "Lines"
     columns: list[tuple[str, ...]]
 
 
@@ -34,8 +35,8 @@ class TextTable:
     def __init__(self, path: Path, separator: str | None = None, header: bool = True) -> None:
         if separator == "":
             raise InputError("the separator is empty: leave it out, or give a character")
-        with rows_of(path, separator) as (self.separator, rows):
-            cells = next(rows)[1]
+        with rows_of(path, separator) as (self.separator, rows, _):
+            cells = next(rows)
         if not cells:
             raise InputError(f"{path} is empty")
         self.path, self.header = path, header
@@ -55,20 +56,36 @@ class TextTable:
         """
         self.require(wanted)
         places, width = [self.names.index(name) for name in wanted], len(self.names)
-        with rows_of(self.path, self.separator) as (_, found):
-            rows = (row for row in found if row[1])
-            if self.header:
-                next(rows)
+        first = int(self.header)
+        with rows_of(self.path, self.separator) as (_, reader, _):
+            rows = itertools.islice(filter(None, reader), first, None)
             while block := list(itertools.islice(rows, BLOCK)):
-                lines, cells = zip(*block, strict=True)
-                if any(len(row) != width for row in cells):
-                    line, odd = next((line, row) for line, row in block if len(row) != width)
+                lines = Lines(self, first)
+                if {*map(len, block)} != {width}:
+                    i = next(i for i, row in enumerate(block) if len(row) != width)
                     raise InputError(
-                        f"{self.path}, line {line}: {len(odd)} cells, and the first line has {width} (they "
+                        f"{self.path}, line {lines[i]}: {len(block[i])} cells, and the first line has {width} (they "
                         f"are separated by {self.separator!r})"
                     )
-                columns = list(zip(*cells, strict=True))
+                columns = list(zip(*block, strict=True))
                 yield Block(lines, [columns[place] for place in places])
+                first += len(block)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The lines that rows begin in: lines[i] is that of row `first + i` of the table, whose names are a row, too.
+
+    They are found by reading the table again, because counting them costs as much as reading, and only messages need
+    them.
+    """
+
+    table: TextTable
+    first: int
+
+    def __getitem__(self, i: int) -> int:
+        with rows_of(self.table.path, self.table.separator) as (_, rows, before):
+            return next(itertools.islice(numbered(rows, before), self.first + i, None))[0]
 
 
 def as_number(cell: str) -> float | None:
@@ -80,7 +97,7 @@ def as_number(cell: str) -> float | None:
     return number if math.isfinite(number) and "_" not in cell else None
 
 
-def numbers_of(path: Path, name: str, cells: Sequence[str], lines: Sequence[int]) -> np.ndarray:
+def numbers_of(path: Path, name: str, cells: Sequence[str], lines: Lines) -> np.ndarray:
     """Return cells of a column as float64.
 
     lines: of each of them. Raises InputError that names the line of the first that holds no finite number.

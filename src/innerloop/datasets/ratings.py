@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from innerloop.datasets.columns import TextTable, as_number, numbers_of
+from innerloop.datasets.columns import Lines, TextTable, as_number, numbers_of
 from innerloop.devices.files import user_path
 from innerloop.episodes import InputError
 
@@ -176,7 +176,7 @@ class Packer:
 
     def add(
         self,
-        lines: Sequence[int],
+        lines: Lines,
         users: Sequence[str],
         items: Sequence[str],
         values: Sequence[str],
@@ -201,7 +201,7 @@ class Packer:
         for cells in time:
             self.times.frombytes(numbers_of(self.path, self.names[3], cells, lines).tobytes())
 
-    def _number(self, cell: str, lines: Sequence[int], cells: Sequence[str]) -> float:
+    def _number(self, cell: str, lines: Lines, cells: Sequence[str]) -> float:
         place = f"{self.path}, line {lines[cells.index(cell)]}: {self.names[2]}"
         number = as_number(cell)
         if number is None:

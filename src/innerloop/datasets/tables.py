@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from innerloop.datasets.files import LARGEST_FILE, lines_of
 from innerloop.episodes import InputError
@@ -97,18 +97,16 @@ def is_file(path: Path) -> bool:
 
 
 def cells(path: Path) -> list[tuple[int, list[str]]]:
-    """Return the rows of a table, the first of which has the names of the columns: see `rows_of` and `read_table`."""
-    with rows_of(path, largest=LARGEST_FILE) as (_, rows):
-        return [(line, row) for line, row in rows if row]
+    """Return the rows of a table, the first of which has the names of the columns: see `numbered` and `read_table`."""
+    with rows_of(path, largest=LARGEST_FILE) as (_, rows, before):
+        return list(numbered(rows, before))
 
 
 @contextmanager
-def rows_of(
-    path: Path, separator: str | None = None, largest: float = math.inf
-) -> Iterator[tuple[str, Iterator[tuple[int, list[str]]]]]:
-    """Open a text table and return its separator and its rows: the line that a row begins in, from 1, and its cells.
+def rows_of(path: Path, separator: str | None = None, largest: float = math.inf) -> Iterator[tuple[str, Any, int]]:
+    """Open a text table and return its separator, the csv.reader of its rows, and the number of lines before them.
 
-    An empty line has no cells; those before the first row are left out.
+    An empty line is an empty row; those before the first row are left out.
 
     separator: between cells, of any length; None: the one in a first line `sep=;`, as Excel writes it, or else a comma,
         semicolon, tab or bar, whichever is most frequent in the first row.
@@ -116,23 +114,26 @@ def rows_of(
     no table.
     """
     with lines_of(path, largest) as lines:
-        numbered = ((n, line) for n, line in enumerate(lines, 1) if line.strip())
-        begin, first = next(numbered, (1, ""))
+        some_text = ((n, line) for n, line in enumerate(lines, 1) if line.strip())
+        begin, first = next(some_text, (1, ""))
         if stated := re.fullmatch(r"sep=(.)\s*", first, re.IGNORECASE):
             separator = separator or stated[1]
-            begin, first = next(numbered, (1, ""))
+            begin, first = next(some_text, (1, ""))
         separator = separator or max(SEPARATORS, key=first.count)
-        yield separator, _rows(path, separator, itertools.chain([first], lines), begin)
+        lines = itertools.chain([first], lines)
+        if len(separator) > 1:
+            lines = (line.replace(separator, UNIT) for line in lines)
+        rows = csv.reader(lines, delimiter=separator if len(separator) == 1 else UNIT, skipinitialspace=True)
+        try:
+            yield separator, rows, begin - 1
+        except csv.Error as error:
+            raise InputError(f"{path}, line {begin - 1 + rows.line_num}, is no table: {error}") from error
 
 
-def _rows(path: Path, separator: str, lines: Iterator[str], begin: int) -> Iterator[tuple[int, list[str]]]:
-    if len(separator) > 1:
-        lines = (line.replace(separator, UNIT) for line in lines)
-    reader = csv.reader(lines, delimiter=separator if len(separator) == 1 else UNIT, skipinitialspace=True)
-    before = begin - 1
-    try:
-        for row in reader:
-            yield begin, row
-            begin = before + reader.line_num + 1
-    except csv.Error as error:
-        raise InputError(f"{path}, line {before + reader.line_num}, is no table: {error}") from error
+def numbered(rows: Any, before: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line that a row begins in, counted from 1, and its cells. rows, before: of `rows_of`."""
+    line = before + 1
+    for row in rows:
+        if row:
+            yield line, row
+        line = before + rows.line_num + 1

@@ -111,14 +111,16 @@ def own_ratings(path: Path, data: dict[str, Any], tasks: Ratings) -> tuple[dict[
     numbers = {name: i for i, name in enumerate(tasks.dataset.items)}
     (low, high), found, unknown = tasks.dataset.scale, dict[int, float](), list[str]()
     for block in table.blocks([item, rating]):
-        for line, name, cell in zip(block.lines, *block.columns, strict=True):
+        for i, (name, cell) in enumerate(zip(*block.columns, strict=True)):
             value = as_number(cell)
             if value is None or not low <= value <= high:
-                raise InputError(f"{path}, line {line}: {rating} is {cell!r}; it must be from {low:g} to {high:g}")
+                raise InputError(
+                    f"{path}, line {block.lines[i]}: {rating} is {cell!r}; it must be from {low:g} to {high:g}"
+                )
             if name not in numbers:
                 unknown.append(name)
             elif numbers[name] in found:
-                raise InputError(f"{path}, line {line}: {item} {name} is rated twice")
+                raise InputError(f"{path}, line {block.lines[i]}: {item} {name} is rated twice")
             else:
                 found[numbers[name]] = value
     if not found:

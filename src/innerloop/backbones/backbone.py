@@ -134,7 +134,7 @@ def _efficientnet_lite0() -> Backbone:
 
 
 def _for_inference(net: Any) -> Any:
-    """Return a copy of an EfficientNet that computes the same in half the time on a CPU, and is not to be trained.
+    """Return a copy of an EfficientNet that computes the same faster on a CPU, and is not to be trained.
 
     Its convolutions do what the norms after them did, pad by themselves where all sides have the same padding, and have
     their channels last; activations work in place.

@@ -15,7 +15,7 @@ from innerloop.learners import MAML
 from innerloop.nets import MLP
 from innerloop.runs import compilation, schemas
 from innerloop.runs.build import Parts, build
-from innerloop.runs.compilation import LONG, settle_compilation
+from innerloop.runs.compilation import LONG, LONG_OF_IMAGES, settle_compilation
 
 NOWHERE = inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++")})
 
@@ -43,6 +43,13 @@ def test_a_long_run_of_a_dense_net_is_compiled(said: pytest.LogCaptureFixture) -
     assert "compiled the meta-step in" in said.text
 
 
+def test_a_run_on_images_is_compiled(said: pytest.LogCaptureFixture) -> None:
+    cfg, parts = settled("algo=protonet", "data=glyphs", f"trainer.max_steps={LONG_OF_IMAGES}", "trainer.threads=1")
+    assert cfg.algo.compile is True
+    assert parts.learner.engine.compile
+    assert "compiled the meta-step in" in said.text
+
+
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
@@ -50,8 +57,9 @@ def test_a_long_run_of_a_dense_net_is_compiled(said: pytest.LogCaptureFixture) -
         (["algo=hypernet"], "it is not small and simple"),
         (["algo=maml", "trainer.precision=64-true"], "32-true precision"),
         (["algo=maml", "trainer.devices=2"], "one process"),
-        (["algo=maml", "algo.engine=loop"], None),
-        (["algo=maml", "data=glyphs"], None),
+        (["algo=maml", "algo.engine=loop"], "compile=true needs tasks of equal shape"),
+        (["algo=maml", "data=glyphs", f"trainer.max_steps={LONG_OF_IMAGES - 1}"], "299 meta-batches are too few"),
+        (["algo=hypernet", "data=glyphs"], "cannot translate this learner (native_group_norm"),
         (["algo=maml", "algo.compile=false"], None),
     ],
 )

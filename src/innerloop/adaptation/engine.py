@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from innerloop.adaptation.compiled import Outputs
 from innerloop.adaptation.recompute import autocast_settings
-from innerloop.adaptation.records import Records, compare
+from innerloop.adaptation.records import SETTINGS, Records, compare
 from innerloop.episodes import Episode, InputError, MetaBatch, number_of_tasks, tasks_of
 from innerloop.nets.conv4 import convolutional
 from innerloop.nets.fused import fused_layers
@@ -25,6 +25,9 @@ log = logging.getLogger("innerloop")
 ENGINES = ("auto", "loop", "threads", "vmap", "graph")
 AT_ONCE = ("vmap", "graph")
 """The kinds that stack the tasks of a chunk."""
+
+COMPILED = ("compile=true", "compile=false")
+"""What a message on a compiled function calls it, and what to use instead."""
 
 Objective = Callable[[Episode], tuple[Tensor, Outputs]]
 """(one task) -> its loss, and the outputs to report."""
@@ -44,7 +47,7 @@ class Engine:
         "auto" is threads for convolutions on the CPU, where vmap would turn them into slow grouped convolutions, and
         vmap otherwise.
     modules: the modules that are searched for convolutions.
-    compile: compute meta-gradients under vmap by a compiled function: see `compiled`.
+    compile: compute meta-gradients by a compiled function, under vmap or of convolutions on the CPU: see `compiled`.
 
     A meta-batch that is a list of tasks, whose shapes may differ, never runs under vmap. For such a list "auto" uses a
     loop in place of vmap, and "vmap" raises InputError.
@@ -75,10 +78,11 @@ class Engine:
         ragged: the meta-batch is a list of tasks. Raises InputError if the kind cannot run it.
         """
         on_cpu = device.type == "cpu"
-        if self.compile and (ragged or self._choose(on_cpu, ragged) not in AT_ONCE):
+        at_once = self._choose(on_cpu, ragged) in AT_ONCE or (on_cpu and self.convolutional)
+        if self.compile and (ragged or not at_once):
             raise InputError(
-                "compile=true needs engine=vmap and tasks of equal shape, and engine=auto does not choose vmap for "
-                "convolutions on the CPU: use compile=false"
+                "compile=true needs tasks of equal shape and, but for convolutions on the CPU, engine=vmap: use "
+                "compile=false"
             )
         if ragged and self.kind in AT_ONCE:
             raise InputError(
@@ -123,10 +127,21 @@ class Engine:
                 outputs.append(out)
             return total, gradient, outputs
 
-        chunk_objective, kind = self._for_chunks(objective, batch), self._kind_for(batch)
+        kind = self._kind_for(batch)
+        images = self.compile and kind not in AT_ONCE
+        whole = None
+        if images:
+            assert isinstance(batch, Episode)
+            whole = self.records.get(objective, objective, parameters, batch, count, False, eager, images=True)
+            if whole is not None and not eager:
+                value, found, reported = whole(parameters, batch)
+                return value, list(found), reported
+        chunk_objective = self._for_chunks(objective, batch)
 
         def run_chunk(chunk: Episode) -> tuple[Tensor, Sequence[Tensor | None], Outputs]:
-            record = self.records.get(objective, chunk_objective, parameters, chunk, count, kind == "graph", eager)
+            record = None
+            if not images:
+                record = self.records.get(objective, chunk_objective, parameters, chunk, count, kind == "graph", eager)
             if record is not None and not eager:
                 return record(parameters, chunk)
             losses, out = chunk_objective(chunk)
@@ -135,7 +150,7 @@ class Engine:
             parts = torch.autograd.grad(losses.sum() / count, parameters, allow_unused=True)
             value = losses.detach().sum() / count
             if record is not None:
-                compare(record, parameters, chunk, value, parts)
+                compare(record, parameters, chunk, value, parts, SETTINGS if kind == "graph" else COMPILED)
             return value, parts, tree_map(torch.detach, out)
 
         (total, gradient, outputs), *others = self._each_share(run_share, batch)
@@ -143,6 +158,9 @@ class Engine:
             total = total + value
             gradient = [g + part for g, part in zip(gradient, other, strict=True)]
             outputs += out
+        if whole is not None:
+            assert isinstance(batch, Episode)
+            compare(whole, parameters, batch, total, gradient, COMPILED)
         return total, gradient, _join(outputs)
 
     def compile_now(

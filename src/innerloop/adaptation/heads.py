@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from innerloop.adaptation.adaptation import Adaptation
 from innerloop.devices.precision import exact
 from innerloop.episodes import InputError, Samples, Weights, apply, features, task_weights
-from innerloop.nets.set_encoder import encode_labels
+from innerloop.nets.set_encoder import encode_labels, one_hot
 
 
 def classes_present(y: Tensor, outputs: int) -> Tensor:
@@ -17,8 +17,7 @@ def classes_present(y: Tensor, outputs: int) -> Tensor:
     """
     if outputs == 1 or y.is_floating_point():
         return torch.ones(outputs, dtype=torch.bool, device=y.device)
-    # Not F.one_hot, which reads the values and therefore fails in a gradient under vmap.
-    return (y.unsqueeze(-1) == torch.arange(outputs, device=y.device)).any(0)
+    return one_hot(y, outputs).any(0)
 
 
 def without_absent(weights: Weights, support: Samples) -> Weights:
@@ -44,7 +43,7 @@ def labelled_means(net: nn.Module, weights: Weights, support: Samples) -> tuple[
             "data=glyphs"
         )
     f = features(net, weights, support.x)
-    labels = F.one_hot(support.y, max(weights["head.bias"].shape[0], 2)).to(f.dtype)
+    labels = one_hot(support.y, max(weights["head.bias"].shape[0], 2)).to(f.dtype)
     sums = (exact(labels).T @ exact(f)).to(f.dtype)
     return f, labels, sums / labels.sum(0).clamp_min(1).unsqueeze(-1)
 

@@ -48,14 +48,16 @@ class Records:
         count: int,
         graph: bool,
         eager: bool,
+        images: bool = False,
     ) -> ValueAndGrad | None:
         """Return the recorded function for chunks of this one's shapes. None: there is none.
 
         run_chunk: the objective under vmap. count: divides the sum of the losses.
         graph: record CUDA graphs, from the third call on.
-        eager: the call computes the gradient itself. Nothing is recorded, and only a graph is returned, to be compared.
+        eager: the call computes the gradient itself. Nothing is recorded, and what was is returned to be compared.
+        images: see `compiled`.
         """
-        if not graph and (eager or not self.compile):
+        if not graph and not self.compile:
             return None
         shapes = [(t.shape, t.dtype, t.device) for t in (*parameters, *chunk.support, *chunk.query)]
         autocast_enabled = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
@@ -63,9 +65,9 @@ class Records:
         if graph:  # it reads the parameters where they were in memory
             key += tuple(p.data_ptr() for p in parameters)
         if key in self._graphs or eager:
-            return self._graphs.get(key)
+            return self._graphs.get(key) or self._compiled.get(key)
         if self.compile and key not in self._compiled:
-            self._compiled[key] = compiled(objective, parameters, chunk, count, self.small)
+            self._compiled[key] = compiled(objective, parameters, chunk, count, self.small, images)
         if graph:
             self._calls[key] += 1
             if self._calls[key] > EAGER_CALLS and len(self._graphs) < GRAPHS:
@@ -89,11 +91,16 @@ class Records:
 
 
 def compare(
-    graph: ValueAndGrad, parameters: Sequence[Tensor], chunk: Episode, value: Tensor, gradient: Sequence[Tensor | None]
+    record: ValueAndGrad,
+    parameters: Sequence[Tensor],
+    chunk: Episode,
+    value: Tensor,
+    gradient: Sequence[Tensor | None],
+    settings: tuple[str, str] = SETTINGS,
 ) -> None:
-    """Raise InputError if a graph computes another value or gradient than an eager call did."""
+    """Raise InputError if a recorded function computes another value or gradient than an eager call did."""
     expected = [torch.zeros_like(p) if g is None else g for g, p in zip(gradient, parameters, strict=True)]
-    check(graph(parameters, chunk), (value, expected), SETTINGS, TOLERANCE)
+    check(record(parameters, chunk), (value, expected), settings, TOLERANCE)
 
 
 def averaged(run_chunk: Callable, count: int) -> ValueAndGrad:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from innerloop.episodes import InputError, Weights
+from innerloop.nets.set_encoder import one_hot
 
 
 class FeatureFunctions(nn.Module):
@@ -92,7 +92,7 @@ class PairEncoder(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         f = x.unflatten(1, (-1, self.functions))
-        labels = F.one_hot(y, self.output_size).to(x.dtype)
+        labels = one_hot(y, self.output_size).to(x.dtype)
         counts = labels.sum(0)
         classes = (counts > 0).to(x.dtype).reshape(-1, 1, 1)
         features = (f[..., 0] != 0).any(0).to(x.dtype).reshape(1, -1, 1)

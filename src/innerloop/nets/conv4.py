@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from innerloop.episodes import InputError
 from innerloop.nets import fused
 from innerloop.nets.dense import ACTIVATIONS, choose
-from innerloop.nets.norm import NORMS, norm_max_pool
+from innerloop.nets.norm import NORMS, norm_then
 from innerloop.nets.per_task_conv import Conv2d
 
 
@@ -47,8 +47,7 @@ class Block(ConvNorm):
         self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
-        # All activations are non-decreasing, so pooling before them gives the same values and costs a quarter.
-        return self.activation(norm_max_pool(self.norm, self.convolved(x)) if self.pool else super().forward(x))
+        return norm_then(self.norm, self.convolved(x), self.pool, self.activation)
 
 
 class Conv4(nn.Module):

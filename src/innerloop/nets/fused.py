@@ -6,7 +6,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
@@ -22,19 +21,21 @@ never reached.
 
 
 _on: ContextVar[bool] = ContextVar("_on", default=False)
+_kernels: ContextVar[bool] = ContextVar("_kernels", default=False)
 
 
 @contextmanager
-def fused_layers() -> Iterator[None]:
+def fused_layers(kernels: bool = False) -> Iterator[None]:
     """Let layers inside use fused kernels, torch's or our own. They are faster, and exact except under `torch.vmap`.
 
-    The engine enters this context when it runs tasks one by one.
+    The engine enters this context when it runs tasks one by one. kernels: also use `innerloop.nets.kernels`.
     """
-    token = _on.set(True)
+    tokens = _on.set(True), _kernels.set(kernels)
     try:
         yield
     finally:
-        _on.reset(token)
+        _on.reset(tokens[0])
+        _kernels.reset(tokens[1])
 
 
 def on() -> bool:
@@ -55,6 +56,11 @@ def supported(x: Tensor, weight: Tensor) -> bool:
     """
     fits = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype.is_floating_point
     return on() and fits and not inside_transform()
+
+
+def use_kernels(x: Tensor, weight: Tensor) -> bool:
+    """Return True if `innerloop.nets.kernels` may be used for images x and this weight, and were asked for."""
+    return _kernels.get() and x.ndim == 4 and supported(x, weight) and x.dtype in (torch.float32, torch.float64)
 
 
 def worthwhile(x: Tensor, weight: Tensor) -> bool:
@@ -119,7 +125,7 @@ class _Gradient(Function):
         # <v, w r P g> + <a, sum(g x')> + <b, sum(g)>, with dx' = r P dx and dr = -r^2 mean(x' dx).
         g, x, weight, mean, r, gx_sum, g_sum = ctx.saved_tensors
         if torch.is_grad_enabled():  # a third derivative will be taken
-            return *second_derivative_by_torch(_norm, (g, x, weight), (v, a, b), ctx.eps), None, None, None
+            return *second_derivative_by_torch(composed_norm, (g, x, weight), (v, a, b), ctx.eps), None, None, None
         projected, vx_sum, v_sum = aten.native_batch_norm_backward(
             v, x, weight, None, None, mean, r, True, ctx.eps, [True] * 3
         )  # w r P v, sum(v x') and sum(v)
@@ -149,8 +155,12 @@ def x_gradient_factors(
     return -slope * gx_mean, direct - slope * vx_mean, slope * (3 * vx_mean * gx_mean - covariance) - direct * gx_mean
 
 
-def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+def composed_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Return the batch norm from elementary operations: third derivatives of torch's own are wrong (torch 2.13)."""
+    dims, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
+    centred = x - x.mean(dims, keepdim=True)
+    scale = (centred.square().mean(dims, keepdim=True) + eps).rsqrt() * weight.view(shape)
+    return centred * scale + bias.view(shape)
 
 
 def second_derivative_by_torch(

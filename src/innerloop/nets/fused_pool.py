@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from innerloop.nets.fused import channels_last, second_derivative_by_torch, supported, x_gradient_factors
+from innerloop.nets.fused import channels_last, composed_norm, second_derivative_by_torch, supported, x_gradient_factors
 
 aten = torch.ops.aten
 
@@ -40,7 +40,7 @@ def batch_norm_max_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> 
 
 def norm_then_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Return the same as `batch_norm_max_pool`, computed by torch's functions."""
-    return F.max_pool2d(F.batch_norm(x, None, None, weight, bias, training=True, eps=eps), 2)
+    return F.max_pool2d(composed_norm(x, weight, bias, eps), 2)
 
 
 def _expand(per_channel: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from innerloop.devices.precision import full
-from innerloop.nets import fused, fused_pool
+from innerloop.nets import fused, fused_pool, kernels
 
 Moments = tuple[Tensor, Tensor]
 Source = Callable[["BatchNorm", Tensor], Moments]
@@ -94,6 +94,8 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x, source = full(x), _source.get()
+        if source is None and fused.use_kernels(x, self.weight):
+            return kernels.norm(x, self.weight, self.bias, self.eps)
         if source is None and fused.on():
             if fused.worthwhile(x, self.weight):
                 return fused.batch_norm(x, self.weight, self.bias, self.eps)
@@ -153,10 +155,28 @@ class FixedNorms(nn.Module):
             return self.net(x)
 
 
+def norm_then(norm: nn.Module, x: Tensor, pool: bool, activation: nn.Module) -> Tensor:
+    """Return the activation of norm(x), after a 2x2 max-pool with `pool`. x: (n, channels, height, width).
+
+    activation: not decreasing. So pooling before it gives the same values and costs a quarter.
+    """
+    if (
+        isinstance(norm, BatchNorm)
+        and type(activation) is nn.ReLU
+        and _source.get() is None
+        and fused.use_kernels(full(x), norm.weight)
+    ):
+        return kernels.norm(full(x), norm.weight, norm.bias, norm.eps, pool, relu=True)
+    return activation(norm_max_pool(norm, x) if pool else norm(x))
+
+
 def norm_max_pool(norm: nn.Module, x: Tensor) -> Tensor:
     """Return the 2x2 max-pool of norm(x). x: (n, channels, height, width)."""
-    if isinstance(norm, BatchNorm) and _source.get() is None and fused_pool.worthwhile(full(x), norm.weight):
-        return fused_pool.batch_norm_max_pool(full(x), norm.weight, norm.bias, norm.eps)
+    if isinstance(norm, BatchNorm) and _source.get() is None:
+        if fused.use_kernels(full(x), norm.weight):
+            return kernels.norm(full(x), norm.weight, norm.bias, norm.eps, pool=True)
+        if fused_pool.worthwhile(full(x), norm.weight):
+            return fused_pool.batch_norm_max_pool(full(x), norm.weight, norm.bias, norm.eps)
     return F.max_pool2d(norm(x), 2)
 
 

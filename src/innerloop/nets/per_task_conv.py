@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from innerloop.devices.precision import reduced
-from innerloop.nets import fused
+from innerloop.nets import fused, kernels
 
 
 class Geometry(NamedTuple):
@@ -32,18 +32,26 @@ class Geometry(NamedTuple):
 class Conv2d(nn.Conv2d):
     """torch's `Conv2d`, with the same numbers up to rounding, as matrix products under `torch.vmap` on a GPU.
 
+    On the CPU it is one of `innerloop.nets.kernels` where these are compiled.
+
     x: (n, channels, height, width).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (worthwhile(x) and self._is_plain()):
+        if self._is_plain() and worthwhile(x):
+            y = per_task(x, self.weight, self.stride, self.padding)  # type: ignore[arg-type]
+        elif self._is_plain() and self._is_square() and fused.use_kernels(x, self.weight):
+            y = kernels.convolution(x, self.weight, self.stride[0], self.padding[0])  # type: ignore[arg-type]
+        else:
             return super().forward(x)
-        y = per_task(x, self.weight, self.stride, self.padding)  # type: ignore[arg-type]
         return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
 
     def _is_plain(self) -> bool:
         simple = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
         return simple and not isinstance(self.padding, str)
+
+    def _is_square(self) -> bool:
+        return self.stride[0] == self.stride[1] and self.padding[0] == self.padding[1]
 
 
 def worthwhile(x: Tensor) -> bool:

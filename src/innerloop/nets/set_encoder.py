@@ -1,11 +1,18 @@
 """Encoders of a support set: permutation-invariant maps from its (x, y) pairs to one code, or to one code per class."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from innerloop.episodes import InputError
 from innerloop.nets.norm import LayerNorm
+
+
+def one_hot(y: Tensor, classes: int) -> Tensor:
+    """Return whether each label is each class, (n, classes), bool.
+
+    Unlike `F.one_hot`, which reads the values, it works in gradients under vmap and where operations are recorded.
+    """
+    return y.unsqueeze(-1) == torch.arange(classes, device=y.device)
 
 
 def encode_labels(y: Tensor, output_size: int) -> Tensor:
@@ -17,7 +24,7 @@ def encode_labels(y: Tensor, output_size: int) -> Tensor:
         return y.reshape(y.shape[0], output_size)
     if output_size == 1:
         return 2.0 * y.unsqueeze(-1).to(torch.get_default_dtype()) - 1.0
-    return F.one_hot(y, output_size).to(torch.get_default_dtype())
+    return one_hot(y, output_size).to(torch.get_default_dtype())
 
 
 class SelfAttention(nn.Module):

@@ -13,7 +13,9 @@ from innerloop.runs.threads import is_dense, set_threads
 log = logging.getLogger("innerloop")
 
 LONG = 2000
-"""Number of meta-batches from which on auto compiles: shorter runs would not win back the seconds that it takes."""
+"""Number of meta-batches from which on auto compiles dense nets: shorter runs would not win back the seconds."""
+LONG_OF_IMAGES = 300
+"""The same for nets with convolutions, which take ten times as long to compile and gain a hundred times as much."""
 
 
 def settle_compilation(cfg: DictConfig, parts: Parts) -> None:
@@ -30,8 +32,7 @@ def settle_compilation(cfg: DictConfig, parts: Parts) -> None:
         reason = obstacle(cfg, learner)
         cfg.algo.compile = reason is None
         if reason is not None:
-            if is_dense(learner):
-                log.info("the meta-step is not compiled: %s", reason)
+            log.info("the meta-step is not compiled: %s", reason)
             return
     elif not first_shapes_are_known(cfg, learner):
         return  # compiled at the first step
@@ -48,13 +49,11 @@ def settle_compilation(cfg: DictConfig, parts: Parts) -> None:
 
 def obstacle(cfg: DictConfig, learner: MetaLearner) -> str | None:
     """Return why `auto` does not compile; None: it does."""
-    if not is_dense(learner):
-        return "convolutions have nothing to gain on the CPU"
     if not learner.engine.steady:
         return "its objective may change"
     if not first_shapes_are_known(cfg, learner):
         return "it is for one process on the CPU, in 32-true precision and for tasks of equal shape"
-    if cfg.trainer.max_steps < LONG:
+    if cfg.trainer.max_steps < (LONG if is_dense(learner) else LONG_OF_IMAGES):
         return f"{cfg.trainer.max_steps:,} meta-batches are too few to win back the time that it takes"
     return None
 

@@ -61,10 +61,8 @@ def find(source: Path, labelled: bool, label: str | None = None) -> Listing:
     labels = [_outermost(name.removeprefix(inner)) for name in pictures]
     if labelled:
         refuse_splits(sorted({label for label in labels if label is not None}))
-    given = frozenset(_outermost(n.removeprefix(inner)) or "" for n in (*names, *refused) if n.startswith(inner)) - {
-        "",
-        "..",
-    }
+    below = (name.removeprefix(inner) for name in (*names, *refused) if name.startswith(inner))
+    given = frozenset(_outermost(name) or "" for name in below) - {"", ".."}
     listing = Listing(source, pictures, labels, skipped, given, warnings=_nested(pictures, inner) if labelled else [])
     return _without_unlabelled(listing, "is in no class folder") if labelled else listing
 

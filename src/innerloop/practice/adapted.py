@@ -179,12 +179,7 @@ def adapt(
     groups = groups_of(copies, pictures.listing.individuals, len(y))
     method = RunMethod(loaded, len(classes)) if loaded else None
     models, held_out = fitted(pictures.x, y, len(classes), method, groups)
-    if held_out is not None:
-        chosen, (temperature, threshold) = calibrated(held_out, y, false_alarms)
-    elif loaded is not None:
-        chosen, (temperature, threshold) = next(iter(models)), from_tasks(loaded, false_alarms)
-    else:
-        chosen, temperature, threshold = MEANS, ONE_PICTURE_TEMPERATURE, None
+    chosen, temperature, threshold = _chosen(models, held_out, y, loaded, false_alarms)
     found = Adapted(
         classes,
         embedding,
@@ -201,13 +196,22 @@ def adapt(
         prints=prints_of(pictures.thumbnails).half(),
     )
     doubts = [*doubtful(classes, listing.given), *listing.warnings, *warnings_of_copies(copies, pictures)]
-    remarks = [several_pages(pictures.several)] if pictures.several else []
-    remarks += method.remarks if method else []
-    about = _about(found, loaded, remarks, doubts, false_alarms, workers)
-    return replace(found, about=about | {"label": listing.label})
+    return replace(found, about=_about(found, loaded, method.remarks if method else [], doubts, false_alarms, workers))
 
 
 Models = Mapping[str, Callable[[Tensor], Scores]]
+
+
+def _chosen(
+    models: Models, held_out: HeldOut | None, y: Tensor, run: Run | None, false_alarms: float
+) -> tuple[str, float, float | None]:
+    """Return the best classifier's name, temperature and threshold; of a run's tasks if nothing was held out."""
+    if held_out is not None:
+        chosen, (temperature, threshold) = calibrated(held_out, y, false_alarms)
+        return chosen, temperature, threshold
+    if run is not None:
+        return next(iter(models)), *from_tasks(run, false_alarms)
+    return MEANS, ONE_PICTURE_TEMPERATURE, None
 
 
 def fitted(
@@ -244,7 +248,8 @@ def _about(
         "temperature": found.temperature,
         "threshold": found.threshold,
         "allowed_false_alarms": false_alarms,
-        "remarks": list(remarks),
+        "remarks": [several_pages(found.support.several)] * bool(found.support.several) + remarks,
+        "label": found.support.listing.label,
     }
     if found.held_out is not None:
         grouped = found.groups is not None

@@ -64,7 +64,7 @@ class Listing:
         """Return some of the files, by their numbers, and nothing that was set aside."""
         individuals = [self.individuals[i] for i in chosen] if self.individuals else []
         files, labels = [self.files[i] for i in chosen], [self.labels[i] for i in chosen]
-        return Listing(self.source, files, labels, [], individuals=individuals)
+        return Listing(self.source, files, labels, [], individuals=individuals, label=self.label)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from innerloop import practice
 from innerloop.datasets.pictures import picture
+from innerloop.episodes import InputError
 from innerloop.practice import heads, twins, validation
 from innerloop.practice.model_file import load, model_bytes
 from innerloop.practice.reading import thumbnail
@@ -149,3 +150,20 @@ def test_copies_of_labelled_pictures_among_the_new_ones(tmp_path: Path) -> None:
         evaluation = found.evaluation()
         assert evaluation is not None
         assert (evaluation["pictures"], evaluation["accuracy"]) == (6, 1)
+
+
+def test_a_model_of_an_earlier_version_has_no_prints(tmp_path: Path) -> None:
+    """It predicts the same and marks no copies. Prints that are none are refused."""
+    image = smooth(ord("a"), 50)
+    adapted = practice.adapt(write(tmp_path / "own", {**classes(), "a/x.png": encoded(image)}))
+    new = write(tmp_path / "new", {**classes(each=1, first=9), "b/x.jpg": encoded(image, "jpg", quality=90)})
+    content = torch.load(io.BytesIO(model_bytes(adapted)), weights_only=True)
+    del content["prints"], content["about"]["label"]
+    torch.save(content, tmp_path / "adapted.pt")
+    found = load(tmp_path).predict(new)
+    np.testing.assert_array_equal(found.probabilities, adapted.predict(new).probabilities)
+    assert found.summary()["copies_of_labelled"] == 0
+    for odd in (torch.zeros(3, 4), torch.full((1, twins.SIDE, twins.SIDE), torch.nan), "prints"):
+        torch.save({**content, "prints": odd}, tmp_path / "adapted.pt")
+        with pytest.raises(InputError, match=r"prints|no whole adapted model"):
+            load(tmp_path)

@@ -32,6 +32,9 @@ SYSTEM_FILES = ("Thumbs.db", "desktop.ini", "Icon\r")
 OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 """Suffixes of archives that are not read, because each has its own ways to do harm."""
 
+ENCRYPTED = 1
+"""The flag of an entry of a zip file that is encrypted."""
+
 # RuntimeError: an entry is encrypted, or compressed by a method that Python does not support.
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError, struct.error)
 
@@ -94,6 +97,9 @@ def entries(source: Path) -> tuple[list[str], dict[str, str]]:
             raise InputError(f"{source} {refused['']}")
     else:
         with _open_zip(source) as archive:
+            files = [entry for entry in archive.infolist() if not entry.is_dir()]
+            if files and all(entry.flag_bits & ENCRYPTED for entry in files):
+                raise InputError(f"{source} is encrypted: unpack it first and give the folder")
             refused = {e.filename: reason for e in archive.infolist() if (reason := _refusal(e))}
             # Old tools for Windows write backslashes.
             names = [n.replace("\\", "/") for n in archive.namelist() if n not in refused]

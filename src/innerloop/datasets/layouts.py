@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from innerloop.datasets.files import listing, reader
+from innerloop.datasets.files import OTHER_ARCHIVES, listing, reader
 from innerloop.datasets.pictures import PICTURES
-from innerloop.datasets.tables import TABLES, is_file, read_table, written
+from innerloop.datasets.places import Places
+from innerloop.datasets.tables import TABLES, names_pictures, read_table
 from innerloop.episodes import SPLITS, InputError, Split
 from innerloop.errors import some
 
@@ -86,28 +87,22 @@ def _find_layout(source: Path, class_level: int | None) -> Layout:
     return Layout(folders, _by_folders(source, list(folders)))
 
 
-def tables_in(source: Path, names: list[str], splits: bool = False) -> list[str]:
+def tables_in(source: Path, names: list[str], splits: bool = False, label: str | None = None) -> list[str]:
     """Return the tables of labelled pictures in a folder or a zip file, outside of all folders but a single outer one.
 
     names: of what it holds. A table that does not name files and labels counts where there are no class folders, and
     with `splits` beside another if it is named after a split: what is wrong with it is said when it is read.
+    label: the column of labels; None: one of the usual names.
     """
     outer = {name.partition("/")[0] for name in names}
     top = f"{outer.pop()}/" if len(outer) == 1 and any("/" in name for name in names) else ""
     inner = [name.removeprefix(top) for name in names]
     tables = [top + name for name in inner if "/" not in name and name.lower().endswith((".csv", ".tsv"))]
-    readable = [name for name in tables if _is_table_of_labels(source / name)]
+    has_classes = len({name.partition("/")[0] for name in inner if "/" in name}) > 1
+    readable = [name for name in tables if names_pictures(source / name, label, has_classes)]
     if not readable:
-        has_classes = len({name.partition("/")[0] for name in inner if "/" in name}) > 1
         return [] if has_classes else tables
     return [name for name in tables if name in readable or (splits and _split_of_file(name))]
-
-
-def _is_table_of_labels(path: Path) -> bool:
-    try:
-        return bool(read_table(path))
-    except InputError:
-        return False
 
 
 def find_classes(
@@ -124,8 +119,10 @@ def find_classes(
         if entry.lower().endswith(PICTURES):
             folders.setdefault(posixpath.dirname(entry), []).append(entry)
     if not folders:
-        archives = [f"; give {source / name} itself" for name in entries if name.lower().endswith(".zip")]
-        found = archives[0] if archives and source.is_dir() else ""
+        archives = [name for name in entries if name.lower().endswith((".zip", *OTHER_ARCHIVES))]
+        found = f"; unpack {archives[0]} in it and give that folder" if archives else ""
+        if archives and source.is_dir() and archives[0].lower().endswith(".zip"):
+            found = f"; give {source / archives[0]} itself"
         raise InputError(f"{source} holds no pictures ({', '.join(PICTURES)}); it must be {LAYOUT}{found}")
     warn_of_other_files(source, entries)
     parents = {""}.union(*map(_parents, folders))
@@ -167,10 +164,14 @@ def alike(names: Iterable[str]) -> str:
     """Return what is said of names that differ in capitals, spaces, underscores or the form of Unicode alone, or ""."""
     groups: dict[str, list[str]] = {}
     for name in sorted(set(names)):
-        key = unicodedata.normalize("NFKC", name).casefold().replace("_", " ")
-        groups.setdefault(" ".join(key.split()), []).append(name)
+        groups.setdefault(alike_key(name), []).append(name)
     found = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
     return f"the classes {some(found)} differ in capitals or spaces alone" if found else ""
+
+
+def alike_key(name: str) -> str:
+    """Return what names have in common that differ in capitals, spaces, underscores or the form of Unicode alone."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
 
 
 def warn_if_nested(folders: dict[str, list[str]]) -> None:
@@ -276,16 +277,21 @@ def _from_tables(source: Path, tables: list[str]) -> Layout:
     of_name = {table: _split_of_file(table) for table in tables}
     if len(tables) > 1 and not all(of_name.values()):
         raise InputError(f"{source} holds several tables, {', '.join(tables)}: give one of them as data.root")
-    places = _Places(source)
+    places = Places(source)
     classes: dict[tuple[str, Split | None], set[str]] = {}
     for table in tables:
-        for row in read_table(source / table):
+        found = read_table(source / table)
+        log.info("%s: the label is the column %s", source / table, found.label)
+        for row in found.rows:
             if row.label is None:
                 raise InputError(f"{source / table}: {row.file} has no label")
             split = split_of(row.split) if row.split else of_name[table]
             if row.split and split is None:
                 raise InputError(f"{source / table}: {row.file} is in the split {row.split}, which is not a known one")
-            classes.setdefault((row.label, split), set()).add(places.path_of(table, row.file))
+            path, problem = places.find(table, row.file)
+            if problem:
+                raise InputError(f"{source / table} names {row.file}, which {problem}")
+            classes.setdefault((row.label, split), set()).add(path)
     without = sorted(label for label, split in classes if split is None)
     if without and len(without) < len(classes):
         raise InputError(f"{source}: class {without[0]} has no split, and others have one")
@@ -295,32 +301,5 @@ def _from_tables(source: Path, tables: list[str]) -> Layout:
     several = Counter(label for label, _ in classes)
     order = sorted(classes, key=lambda key: (key[0], SPLITS.index(key[1]) if key[1] else 0))
     named = {f"{split}/{label}" if several[label] > 1 else label: (label, split) for label, split in order}
-    found = {name: sorted(classes[key]) for name, key in named.items()}
-    return Layout(found, [(split, label) for label, split in order if split] or None, table=True)
-
-
-class _Places:
-    """Where the files that tables name are, in a folder or a zip file."""
-
-    def __init__(self, source: Path) -> None:
-        self.source = source
-        self.by_name: dict[str, list[str]] | None = None
-        self.entries = None if source.is_dir() else set(listing(source))
-
-    def path_of(self, table: str, file: str) -> str:
-        """Return a picture's path in the source: as the table has it, or the one file of its name at any depth."""
-        path = written(posixpath.normpath(posixpath.join(posixpath.dirname(table), file)), self._is_there)
-        if not path.startswith(("/", "..")) and self._is_there(path):
-            return path
-        if self.by_name is None:  # the whole folder is read only if it must be
-            self.by_name = {}
-            for entry in self.entries or listing(self.source):
-                self.by_name.setdefault(posixpath.basename(entry), []).append(entry)
-        places = self.by_name.get(posixpath.basename(file), [])
-        if len(places) != 1:
-            problem = "is nowhere there" if not places else f"is there more than once: {', '.join(places[:3])}"
-            raise InputError(f"{self.source / table} names {file}, which {problem}")
-        return places[0]
-
-    def _is_there(self, path: str) -> bool:
-        return path in self.entries if self.entries is not None else is_file(self.source / path)
+    members = {name: sorted(classes[key]) for name, key in named.items()}
+    return Layout(members, [(split, label) for label, split in order if split] or None, table=True)

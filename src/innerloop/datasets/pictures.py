@@ -1,9 +1,10 @@
 """Pictures of any common format, decoded by Pillow to arrays of one size."""
 
 import io
+import logging
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from PIL import Image, ImageOps
 
 from innerloop.datasets.files import reader
 from innerloop.episodes import InputError
+from innerloop.errors import some
+
+log = logging.getLogger("innerloop")
 
 HEIC = (".heic", ".heif")
 """Formats that need the extra `heic`."""
@@ -59,18 +63,26 @@ def decode(data: bytes, origin: str) -> Image.Image:
     return image
 
 
-def picture(data: bytes, origin: str, size: int, channels: int) -> np.ndarray:
+def picture(
+    data: bytes, origin: str, size: int, channels: int, least: int = 1, several: set[str] | None = None
+) -> np.ndarray:
     """Return a picture as (channels, size, size) uint8, from the bytes of its file.
 
     It is turned upright according to its EXIF data, placed on white if it is transparent, and resized to a square
     without keeping the aspect ratio. 16-bit grey is scaled to 8 bits over its whole range.
 
-    channels: 1 for grey, 3 for colour. Raises InputError, naming the origin, if it cannot be read.
+    channels: 1 for grey, 3 for colour. least: pixels that each side must have. several: gets the origin of a picture
+    with several pages or frames, of which the first is read.
+    Raises InputError, naming the origin, if it cannot be read or is smaller.
     """
     image = decode(data, origin)
+    if several is not None and _has_several(image):
+        several.add(origin)
     try:
         if image.mode.startswith(("I", "F")):
             image = _eight_bits(image, origin)
+        if min(image.size) < least:
+            raise InputError(f"{origin} has {image.width}x{image.height} pixels, and each side must have {least}")
         ImageOps.exif_transpose(image, in_place=True)
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
@@ -88,18 +100,27 @@ def pictures(source: Path, names: Sequence[str], size: int, channels: int) -> np
     Raises InputError that counts and names the pictures that cannot be read, if there are any.
     """
     images = np.empty((len(names), channels, size, size), np.uint8)
-    broken: list[str] = []
+    broken, several = list[str](), set[str]()
     with reader(source) as content:
         for i, name in enumerate(names):
             try:
-                images[i] = picture(content(name), f"{source}: {name}", size, channels)
+                images[i] = picture(content(name), f"{source}: {name}", size, channels, several=several)
             except InputError as error:
                 broken.append(str(error))
     if broken:
         more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         count = f"{len(broken)} of {len(names)} pictures cannot be used: " if len(broken) > 1 else ""
         raise InputError(count + "; ".join(broken[:NAMED]) + more)
+    if several:
+        log.warning("%s", several_pages(several))
     return images
+
+
+def several_pages(names: Iterable[str]) -> str:
+    """Return what is said of pictures with several pages or frames."""
+    listed = sorted(names)
+    count = "1 picture has" if len(listed) == 1 else f"{len(listed)} pictures have"
+    return f"{count} several pages or frames, of which the first is used: {some(listed)}"
 
 
 def fitted(images: np.ndarray, size: int, channels: int) -> np.ndarray:
@@ -113,6 +134,14 @@ def fitted(images: np.ndarray, size: int, channels: int) -> np.ndarray:
         whole = whole.convert("L" if channels == 1 else "RGB").resize((size, size), Image.Resampling.LANCZOS)
         found[i] = np.asarray(whole).reshape(size, size, channels).transpose(2, 0, 1)
     return found
+
+
+def _has_several(image: Image.Image) -> bool:
+    """Return whether a decoded picture has several pages or frames. MPO's others are previews and second eyes."""
+    try:
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # of damage behind the first one, which is not read
+        return False
 
 
 def _eight_bits(image: Image.Image, origin: str) -> Image.Image:

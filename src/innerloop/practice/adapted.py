@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from innerloop.datasets.pictures import several_pages
 from innerloop.errors import InputError
 from innerloop.practice import validation
 from innerloop.practice.describe import (
@@ -17,15 +18,18 @@ from innerloop.practice.describe import (
     describe_support,
     describe_validation,
     doubtful,
+    never_left_out,
     noun_of,
     warnings_of,
 )
 from innerloop.practice.embedding import DEFAULT_BACKBONE, Embedding, of_backbone, of_run
+from innerloop.practice.finding import find
 from innerloop.practice.heads import MEANS, Scores, closed_form, in_their_span
 from innerloop.practice.learned import RunMethod
-from innerloop.practice.predictions import Predictions, joined
-from innerloop.practice.reading import Listing, Pictures, find, read_all, without_twins
+from innerloop.practice.predictions import Predictions, as_classes, joined
+from innerloop.practice.reading import Listing, Pictures, read_all, without_twins
 from innerloop.practice.tables import TableForm
+from innerloop.practice.twins import SIDE, copies_in, groups_of, near, prints_of, warnings_of_copies
 from innerloop.practice.validation import Fit, HeldOut, hold_out
 from innerloop.runs.load import Run, load_run
 
@@ -51,8 +55,10 @@ class Adapted:
     classes: their names. model: x -> scores. temperature: of the softmax over the logits. threshold: distance above
     which a picture is unlike every class; None if nothing could be left out. seen: digests of the labelled pictures.
     about: what a report says, in plain containers. net: the configuration of the net of a run's model.
+    prints: of the labelled pictures, by which copies are found: see `innerloop.practice.twins`.
     support, y, held_out: the labelled pictures, their classes (n,) and held-out scores; None for a model that was read
         from a file. chosen: name of the classifier among those of `held_out`.
+    groups: (n,), of the labelled pictures that are left out together: see `hold_out`.
     """
 
     classes: list[str]
@@ -67,6 +73,8 @@ class Adapted:
     y: Tensor | None = None
     held_out: HeldOut | None = None
     chosen: str = ""
+    groups: Tensor | None = None
+    prints: Tensor = field(default_factory=lambda: torch.empty(0, SIDE, SIDE))
 
     def predict(self, query: "Path | str", *, look_below: float = 0.8, workers: int = 4) -> Predictions:
         """Return the predictions for new pictures: a folder at any depth, a zip file, a table or one picture.
@@ -80,29 +88,44 @@ class Adapted:
             rows = self.embedding.read(Path(query))
             if not rows.files:
                 raise InputError(nothing_to_use("query", query, rows.listing.skipped))
+            rows = replace(rows, listing=self._with_classes(rows.listing))
             return joined([self._predict(rows, rows.listing, look_below)], rows.listing.skipped)
-        listing = find(Path(query), labelled=False)
-        skipped, parts = list(listing.skipped), list[Predictions]()
+        listing = self._with_classes(find(Path(query), labelled=False, label=self.about.get("label")))
+        skipped, parts, several = list(listing.skipped), list[Predictions](), list[str]()
         for start in range(0, len(listing.files), BLOCK):
             block = listing.only(range(start, min(start + BLOCK, len(listing.files))))
             pictures = read_all(block, self.embedding.preparation, self.embedding, workers)
             skipped += pictures.listing.skipped
+            several += pictures.several
             if pictures.files:
                 parts.append(self._predict(pictures, listing, look_below))
+        if several:
+            log.warning("%s", several_pages(several))
         if not parts:
             raise InputError(nothing_to_use("query", query, skipped))
         return joined(parts, skipped)
 
+    def _with_classes(self, listing: Listing) -> Listing:
+        """Return new pictures with labels that are alike but for capitals and the like in the form of the classes."""
+        labels, notes = as_classes(listing.labels, self.classes)
+        for line in notes:
+            log.warning("%s", line)
+        return replace(listing, labels=labels)
+
     def _predict(self, pictures: Pictures, listing: Listing, look_below: float) -> Predictions:
         scores = self.model(pictures.x)
         unknown = scores.distance.double() / (1 if self.threshold is None else self.threshold)
+        seen = torch.tensor([digest in self.seen for digest in pictures.digests])
+        copies = torch.zeros(len(seen), dtype=torch.bool)
+        copies[[i for i, _ in near(prints_of(pictures.thumbnails), self.prints.float())]] = True
         return Predictions(
             classes=self.classes,
             files=pictures.files,
             probabilities=self.probabilities(scores.logits).numpy(),
             unknown=unknown.numpy(),
             labels=pictures.labels,
-            in_support=torch.tensor([digest in self.seen for digest in pictures.digests]).numpy(),
+            in_support=seen.numpy(),
+            near_support=(copies & ~seen).numpy(),
             limited=self.threshold is not None,
             look_below=look_below,
             skipped=[],
@@ -124,6 +147,7 @@ def adapt(
     workers: int = 4,
     batch_size: int = 16,
     allow: Sequence[str] = (),
+    label: str | None = None,
 ) -> Adapted:
     """Return a classifier adapted to labelled pictures.
 
@@ -136,6 +160,7 @@ def adapt(
         regression on the vectors of a backbone, whichever predicts left-out pictures best.
     backbone: see `innerloop.backbones.named`; None: efficientnet_lite0.
     false_alarms: share of pictures of known classes that may be called unlike every class.
+    label: the column of labels of a table of pictures, if it has another name than the usual ones, or several of these.
     workers: number of threads that decode pictures. batch_size: pictures that a backbone sees at once. Neither changes
         a probability by more than 1e-5. allow: see `innerloop.load`.
 
@@ -144,20 +169,17 @@ def adapt(
     if run is not None and backbone is not None:
         raise InputError("give run or backbone, not both: a run has a backbone of its own, or none")
     check_numbers(false_alarms, workers, batch_size)
-    listing = find(Path(support), labelled=True)
+    listing = find(Path(support), labelled=True, label=label)
     loaded = run if run is None or isinstance(run, Run) else load_run(Path(run), allow=allow)
     embedding = of_run(loaded, batch_size) if loaded else of_backbone(backbone or DEFAULT_BACKBONE, batch_size, allow)
     pictures = without_twins(read_all(listing, embedding.preparation, embedding, workers))
     classes = classes_of(pictures, support)
     y = torch.tensor([classes.index(str(label)) for label in pictures.labels])
+    copies = copies_in(pictures)
+    groups = groups_of(copies, pictures.listing.individuals, len(y))
     method = RunMethod(loaded, len(classes)) if loaded else None
-    models, held_out = fitted(pictures.x, y, len(classes), method)
-    if held_out is not None:
-        chosen, (temperature, threshold) = calibrated(held_out, y, false_alarms)
-    elif loaded is not None:
-        chosen, (temperature, threshold) = next(iter(models)), from_tasks(loaded, false_alarms)
-    else:
-        chosen, temperature, threshold = MEANS, ONE_PICTURE_TEMPERATURE, None
+    models, held_out = fitted(pictures.x, y, len(classes), method, groups)
+    chosen, temperature, threshold = _chosen(models, held_out, y, loaded, false_alarms)
     found = Adapted(
         classes,
         embedding,
@@ -170,20 +192,36 @@ def adapt(
         y=y,
         held_out=held_out,
         chosen=chosen,
+        groups=groups,
+        prints=prints_of(pictures.thumbnails).half(),
     )
-    doubts = doubtful(classes, listing.given)
+    doubts = [*doubtful(classes, listing.given), *listing.warnings, *warnings_of_copies(copies, pictures)]
     return replace(found, about=_about(found, loaded, method.remarks if method else [], doubts, false_alarms, workers))
 
 
 Models = Mapping[str, Callable[[Tensor], Scores]]
 
 
-def fitted(x: Tensor, y: Tensor, classes: int, method: RunMethod | None) -> tuple[Models, HeldOut | None]:
+def _chosen(
+    models: Models, held_out: HeldOut | None, y: Tensor, run: Run | None, false_alarms: float
+) -> tuple[str, float, float | None]:
+    """Return the best classifier's name, temperature and threshold; of a run's tasks if nothing was held out."""
+    if held_out is not None:
+        chosen, (temperature, threshold) = calibrated(held_out, y, false_alarms)
+        return chosen, temperature, threshold
+    if run is not None:
+        return next(iter(models)), *from_tasks(run, false_alarms)
+    return MEANS, ONE_PICTURE_TEMPERATURE, None
+
+
+def fitted(
+    x: Tensor, y: Tensor, classes: int, method: RunMethod | None, groups: Tensor | None = None
+) -> tuple[Models, HeldOut | None]:
     """Return the classifiers by name, and the held-out scores of each: see `hold_out`. method: of a run, or None."""
     if method is not None:
-        return method(x, y, classes), hold_out(method, x, y, classes, RUN_FOLDS)
+        return method(x, y, classes), hold_out(method, x, y, classes, RUN_FOLDS, groups)
     quick: Fit = partial(closed_form, dimensions=x.shape[1])
-    return closed_form(x, y, classes), hold_out(quick, in_their_span(x), y, classes)
+    return closed_form(x, y, classes), hold_out(quick, in_their_span(x), y, classes, groups=groups)
 
 
 def check_numbers(false_alarms: float, workers: int, batch_size: int) -> None:
@@ -210,14 +248,18 @@ def _about(
         "temperature": found.temperature,
         "threshold": found.threshold,
         "allowed_false_alarms": false_alarms,
-        "remarks": list(remarks),
+        "remarks": [several_pages(found.support.several)] * bool(found.support.several) + remarks,
+        "label": found.support.listing.label,
     }
     if found.held_out is not None:
-        about["validation"] = describe_validation(found.held_out, found.chosen, found.y, found.temperature)
+        grouped = found.groups is not None
+        about["validation"] = describe_validation(found.held_out, found.chosen, found.y, found.temperature, grouped)
         own = run is None or found.embedding.backbone is not None
         about["baselines"] = baselines(
-            found.support, found.y, len(found.classes), found.held_out, found.chosen, own, workers
+            found.support, found.y, len(found.classes), found.held_out, found.chosen, own, workers, found.groups
         )
+        left_out = found.y[found.held_out.members].tolist()
+        doubts = [*doubts, *never_left_out(about["support"]["classes"], found.classes, left_out)]
     elif run is not None:
         about["remarks"].append("probabilities and the limit for unlike pictures are from the run's validation tasks")
     else:

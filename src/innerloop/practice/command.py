@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from innerloop.datasets.tables import TABLES
+from innerloop.datasets.tables import TABLES, is_of_pictures
 from innerloop.devices.files import user_path
 from innerloop.errors import InputError
 from innerloop.practice.adapted import FALSE_ALARMS, Adapted, adapt
@@ -74,6 +74,10 @@ class Settings:
             if self.id is not None or self.fit_on != FITTED_ON[0]:
                 raise InputError("id and fit_on are for tables: add label=COLUMN, the column of the classes")
             return
+        if self._of_pictures:
+            if self.id is not None or self.fit_on != FITTED_ON[0]:
+                raise InputError("id and fit_on are for tables of numbers: leave them out, support names pictures")
+            return
         for name in ("model", "run", "backbone"):
             if getattr(self, name) is not None:
                 raise InputError(f"label={self.label} and {name}: an own table has label, support and query alone")
@@ -81,6 +85,14 @@ class Settings:
             path = getattr(self, name)
             if path is not None and not is_table(path):
                 raise InputError(f"{name}={path}: with label=COLUMN it is a table, one of {', '.join(TABLES)}")
+
+    @property
+    def _of_pictures(self) -> bool:
+        """Whether support is labelled pictures, and label the column of a table of them."""
+        if self.support is None or self.id is not None:
+            return False
+        path = user_path(self.support)
+        return is_of_pictures(path) if is_table(path) else path.is_dir() or path.suffix.lower() == ".zip"
 
     def do(self) -> None:
         """Adapt, predict, write the folder `out` and print what matters."""
@@ -119,7 +131,7 @@ class Settings:
         if self.model is not None:
             return load(self.model, batch_size=self.batch_size, allow=self.allow)
         assert self.support is not None
-        if self.label is not None:
+        if self.label is not None and not self._of_pictures:
             return adapt_table(
                 self.support,
                 self.label,
@@ -136,6 +148,7 @@ class Settings:
             workers=self.workers,
             batch_size=self.batch_size,
             allow=self.allow,
+            label=self.label,
         )
 
 

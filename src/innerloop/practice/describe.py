@@ -1,7 +1,7 @@
 """What is said of an adapted model: its pictures, its held-out predictions and those of simple baselines."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,16 +39,20 @@ def describe_support(pictures: Pictures, classes: list[str]) -> dict[str, Any]:
     }
 
 
-def describe_validation(held_out: HeldOut, chosen: str, y: Tensor, temperature: float) -> dict[str, Any]:
+def describe_validation(
+    held_out: HeldOut, chosen: str, y: Tensor, temperature: float, grouped: bool = False
+) -> dict[str, Any]:
     """Return the held-out accuracy and calibration of the chosen classifier, and the accuracies of the others.
 
     The calibration error is that of the pictures that the one number, the temperature, was fitted to.
+    grouped: whether copies and pictures of one individual were left out together.
     """
     labels, scores = y[held_out.members], held_out.scores[chosen]
     share = accuracy(scores, labels)
     probabilities = (scores.logits.double() / temperature).softmax(1).numpy()
+    parts = f"in {held_out.folds} parts" + (", copies and pictures of one individual together" if grouped else "")
     return {
-        "left_out": "one by one" if held_out.folds == share.total else f"in {held_out.folds} parts",
+        "left_out": "one by one" if held_out.folds == share.total else parts,
         "pictures": share.total,
         "accuracy": share.value,
         "interval": list(share.interval),
@@ -58,23 +62,30 @@ def describe_validation(held_out: HeldOut, chosen: str, y: Tensor, temperature: 
 
 
 def baselines(
-    pictures: Pictures, y: Tensor, classes: int, held_out: HeldOut, chosen: str, own: bool, workers: int
+    pictures: Pictures,
+    y: Tensor,
+    classes: int,
+    held_out: HeldOut,
+    chosen: str,
+    own: bool,
+    workers: int,
+    groups: Tensor | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the held-out accuracies of what a model must beat, on the same pictures.
 
     These are always answering the most frequent class, class means of raw pixels, and class means of a backbone's
     vectors, unless they were chosen: of the model's own if it has one (`own`), else of efficientnet_lite0 if it is
-    installed.
+    installed. groups: see `hold_out`.
     """
     labels = y[held_out.members]
     often = int(torch.bincount(labels, minlength=classes).max())
     found = {"the most frequent class": Share(often, len(labels))}
-    raw = hold_out(pixel_means, in_their_span(raw_pixels(pictures.thumbnails)), y, classes)
+    raw = hold_out(pixel_means, in_their_span(raw_pixels(pictures.thumbnails)), y, classes, groups=groups)
     assert raw is not None
     found[PIXELS] = accuracy(raw.scores[PIXELS], y[raw.members])
     vectors = pictures.x if own else _vectors(pictures, workers)
     if vectors is not None and chosen != MEANS:
-        means = hold_out(only_means, in_their_span(vectors), y, classes)
+        means = hold_out(only_means, in_their_span(vectors), y, classes, groups=groups)
         assert means is not None
         found[BACKBONE_MEANS] = accuracy(means.scores[MEANS], y[means.members])
     return {name: {"accuracy": s.value, "interval": list(s.interval)} for name, s in found.items()}
@@ -103,10 +114,21 @@ def doubtful(classes: Sequence[str], given: Collection[str]) -> list[str]:
     return found
 
 
+def never_left_out(counts: Mapping[str, int], classes: Sequence[str], left_out: Sequence[int]) -> list[str]:
+    """Return a warning of classes of several pictures of which none was left out. left_out: the others."""
+    alone = [name for c, name in enumerate(classes) if counts[name] > 1 and c not in set(left_out)]
+    one = "are copies or of one individual, so they cannot be left out"
+    return [f"All pictures of {some(alone)} {one}."] if alone else []
+
+
 def warnings_of(about: dict[str, Any]) -> list[str]:
     """Return what a user must know of these numbers, in sentences."""
     found, noun = [], noun_of(about)
     validation = about.get("validation")
+    several = any(n > 1 for n in about["support"]["classes"].values())
+    if validation is None and several:
+        alone = f"All {noun}s of each class are copies or of one individual"
+        return [f"{alone}, so nobody knows how good these predictions are."]
     if validation is None:
         return [
             f"Every class has one {noun}, so nobody knows how good these predictions are. Two or more {noun}s of each "

@@ -24,6 +24,7 @@ from innerloop.practice.embedding import restored
 from innerloop.practice.heads import Identity, Novelty, VectorModel
 from innerloop.practice.learned import NetModel
 from innerloop.practice.tables import TableForm
+from innerloop.practice.twins import SIDE
 from innerloop.runs.signatures import make
 
 MODEL = "adapted.pt"
@@ -40,6 +41,7 @@ def model_bytes(adapted: Adapted) -> bytes:
         "temperature": adapted.temperature,
         "threshold": adapted.threshold,
         "seen": sorted(digest.hex() for digest in adapted.seen),
+        "prints": adapted.prints,
         "about": adapted.about,
         "embedding": adapted.embedding.state(),
         "model": _state(adapted),
@@ -112,7 +114,15 @@ def _adapted(content: dict[str, Any], batch_size: int, allow: Sequence[str]) -> 
         seen=frozenset(map(bytes.fromhex, content["seen"])),
         about=content["about"],
         net=state.get("net"),
+        prints=_prints(content.get("prints", torch.empty(0, SIDE, SIDE))),
     )
+
+
+def _prints(prints: Tensor) -> Tensor:
+    """Return the prints of a file. Raises InputError for what is none. Files of earlier versions have none."""
+    if prints.shape[1:] != (SIDE, SIDE) or not torch.isfinite(prints).all():
+        raise InputError("the prints of labelled pictures of the adapted model are not what an adaptation writes")
+    return prints
 
 
 def _check_about(about: dict[str, Any], classes: list[str]) -> None:
@@ -123,7 +133,7 @@ def _check_about(about: dict[str, Any], classes: list[str]) -> None:
     support, validation = about["support"], about.get("validation")
     shares = [] if validation is None else [validation, *about["baselines"].values()]
     texts = [about["method"], about["features"], *about["remarks"], *about["warnings"]]
-    texts += [about[name] for name in ("run", "algo") if about[name] is not None]
+    texts += [about[name] for name in ("run", "algo", "label") if about.get(name) is not None]
     counts = [support["pictures"], support["skipped"], *support["classes"].values()]
     if validation is not None:
         texts.append(validation["left_out"])

@@ -42,7 +42,10 @@ def check_out(out: Path, overwrite: bool) -> None:
 def _check_content(out: Path, overwrite: bool) -> None:
     # One look for each question: another process may move the folder in between.
     with suppress(OSError):
-        if not stat.S_ISDIR(os.lstat(out).st_mode):
+        mode = os.lstat(out).st_mode
+        if stat.S_ISLNK(mode):
+            raise InputError(f"out={out} is a link: give the folder that it leads to, {os.path.realpath(out)}")
+        if not stat.S_ISDIR(mode):
             raise InputError(f"out={out} is there and is no folder")
     try:
         found = sorted(os.listdir(out))

@@ -58,6 +58,8 @@ MEANING = """<h2>What these numbers do not mean</h2>
 <ul>
 <li>They are about pictures like the labelled ones: the same camera, light, place and season. On others it may be wrong
 more often, and just as sure of itself.</li>
+<li>Several pictures of one individual, such as one plant or one patient, in a class make the number too good, unless
+they are left out together.</li>
 <li>A probability is a share of right answers among many pictures, and no certainty about this one.</li>
 <li>A picture of something else is called unlike every class only if it looks unlike. That it is not called so proves
 nothing.</li>

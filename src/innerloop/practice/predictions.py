@@ -1,5 +1,6 @@
 """Predictions for new pictures, as arrays and as the rows of a table."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -7,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from innerloop.datasets.layouts import alike_key
+from innerloop.errors import some
 from innerloop.practice.reading import Listing, Skipped
 from innerloop.practice.validation import Share, area_under_roc, calibration_error, reliability
 
@@ -20,7 +23,8 @@ class Predictions:
 
     classes: their names. files: (n,) paths. probabilities: (n, classes) float64. unknown: (n,), how unlike every
     class a picture is; above 1 is an alarm if `limited`, and otherwise it is a plain distance. labels: (n,) names,
-    None where there is none. in_support: (n,), whether the same picture is among the labelled ones.
+    None where there is none. in_support, near_support: (n,), whether the same picture, or one that it looks like a
+    copy of, is among the labelled ones.
     look_below: probability below which a prediction is flagged. listing: where the files are. noun: what one is
     called, "picture" or "row".
     """
@@ -31,6 +35,7 @@ class Predictions:
     unknown: np.ndarray
     labels: list[str | None]
     in_support: np.ndarray
+    near_support: np.ndarray
     limited: bool
     look_below: float
     skipped: list[Skipped]
@@ -49,7 +54,7 @@ class Predictions:
 
     def look(self) -> list[str]:
         """Return why a picture deserves a look, for each; empty where it does not."""
-        rows = zip(self.confidence, self.unknown, self.in_support, strict=True)
+        rows = zip(self.confidence, self.unknown, self.in_support, self.near_support, strict=True)
         return [
             "; ".join(
                 reason
@@ -57,10 +62,11 @@ class Predictions:
                     ("unlike every class", self.limited and unknown > 1),
                     ("uncertain", confidence < self.look_below),
                     (f"among the labelled {self.noun}s", seen),
+                    (f"like a copy of a labelled {self.noun}", near),
                 )
                 if holds
             )
-            for confidence, unknown, seen in rows
+            for confidence, unknown, seen, near in rows
         ]
 
     def columns(self) -> list[str]:
@@ -101,6 +107,7 @@ class Predictions:
             "unlike_every_class": int((self.unknown > 1).sum()) if self.limited else None,
             "look": sum(map(bool, self.look())),
             "among_the_labelled": int(self.in_support.sum()),
+            "copies_of_labelled": int(self.near_support.sum()),
         }
         if evaluation := self.evaluation():
             found["evaluation"] = evaluation
@@ -108,10 +115,8 @@ class Predictions:
 
     def labelled(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the numbers of pictures with a known class, and these classes; without those that were adapted to."""
-        number = {name: c for c, name in enumerate(self.classes)}
-        known = [
-            (i, number[label]) for i, label in enumerate(self.labels) if label in number and not self.in_support[i]
-        ]
+        number, used = {name: c for c, name in enumerate(self.classes)}, self.in_support | self.near_support
+        known = [(i, number[label]) for i, label in enumerate(self.labels) if label in number and not used[i]]
         return np.array([i for i, _ in known], int), np.array([c for _, c in known], int)
 
     def evaluation(self) -> dict[str, Any] | None:
@@ -143,6 +148,39 @@ class Predictions:
         return found
 
 
+def as_classes(labels: Sequence[str | None], classes: Sequence[str]) -> tuple[list[str | None], list[str]]:
+    """Return labels of new pictures, and what is to be said of them, in sentences.
+
+    One that is no class but differs from a single class in capitals, spaces, underscores or the form of a number alone
+    becomes that class.
+    """
+    keys: dict[str, list[str]] = {}
+    for name in classes:
+        keys.setdefault(_key(name), []).append(name)
+    given = sorted({label for label in labels if label is not None})
+    alike = {label: keys[_key(label)] for label in given if label not in classes and _key(label) in keys}
+    same = {label: names[0] for label, names in alike.items() if len(names) == 1}
+    unclear = [f"{label!r} ({' or '.join(map(repr, names))})" for label, names in alike.items() if len(names) > 1]
+    found = []
+    if same:
+        listed = some(f"{label!r} as {name!r}" for label, name in same.items())
+        found.append(f"labels of new pictures that are written like a class are taken for it: {listed}")
+    if unclear:
+        found.append(f"labels of new pictures that may be one of several classes are taken for none: {some(unclear)}")
+    if given and not {*classes, *same}.intersection(given):
+        found.append(f"no label of the new pictures is a class, so they are not evaluated: {some(map(repr, given))}")
+    return [label if label is None else same.get(label, label) for label in labels], found
+
+
+def _key(name: str) -> str:
+    key = alike_key(name)
+    try:
+        number = float(key)
+    except ValueError:
+        return key
+    return repr(number) if math.isfinite(number) else key
+
+
 def columns_of(classes: Sequence[str]) -> list[str]:
     """Return the name of each class's column, each once."""
     found: list[str] = []
@@ -167,5 +205,6 @@ def joined(parts: Sequence[Predictions], skipped: Sequence[Skipped]) -> Predicti
         unknown=np.concatenate([part.unknown for part in parts]),
         labels=[label for part in parts for label in part.labels],
         in_support=np.concatenate([part.in_support for part in parts]),
+        near_support=np.concatenate([part.near_support for part in parts]),
         skipped=sorted(skipped),
     )

@@ -1,12 +1,10 @@
-"""A person's own pictures, found and read. What cannot be used is set aside with a reason."""
+"""A person's own pictures, read. What cannot be used is set aside with a reason."""
 
-import posixpath
-import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -17,17 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from innerloop.backbones.store import picture_digest
-from innerloop.datasets.files import entries, reader
-from innerloop.datasets.layouts import split_of, tables_in
-from innerloop.datasets.pictures import PICTURES, picture
-from innerloop.datasets.tables import TABLES, is_file, read_table, written
-from innerloop.devices.files import user_path
+from innerloop.datasets.files import reader
+from innerloop.datasets.pictures import picture
 from innerloop.errors import InputError
 
 Embed = Callable[[Iterator[np.ndarray], int], Tensor]
 """embed(pictures, about their number) -> x, (n, …). A picture is (channels, size, size) uint8."""
 THUMBNAIL = 96
 """Pixels of the small copies that a report shows."""
+LEAST = 8
+"""Pixels of the shorter side of a picture, below which it shows nothing."""
 
 
 class Skipped(NamedTuple):
@@ -50,7 +47,8 @@ class Listing:
     """Files that may be pictures, sorted by path.
 
     source: a folder or a zip file that the paths are relative to. labels: one for each path, None where there is none.
-    given: labels that the source has, also of files that cannot be used.
+    given: labels that the source has, also of files that cannot be used. individuals: what each picture is of, empty
+    if no table says so. label: name of the table's column of labels. warnings: what its user must know, in sentences.
     """
 
     source: Path
@@ -58,10 +56,15 @@ class Listing:
     labels: list[str | None]
     skipped: list[Skipped]
     given: frozenset[str] = frozenset()
+    individuals: list[str | None] = field(default_factory=list)
+    label: str | None = None
+    warnings: list[str] = field(default_factory=list)
 
     def only(self, chosen: Sequence[int]) -> "Listing":
         """Return some of the files, by their numbers, and nothing that was set aside."""
-        return Listing(self.source, [self.files[i] for i in chosen], [self.labels[i] for i in chosen], [])
+        individuals = [self.individuals[i] for i in chosen] if self.individuals else []
+        files, labels = [self.files[i] for i in chosen], [self.labels[i] for i in chosen]
+        return Listing(self.source, files, labels, [], individuals=individuals, label=self.label)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +73,14 @@ class Pictures:
 
     listing: their files and labels, and the files that were set aside. x: (n, …), what the prepared pictures were
     turned into. thumbnails: (n, channels, 96, 96) uint8, upright and not inverted. digests: of the prepared pictures.
+    several: paths of pictures with several pages or frames, of which the first is used.
     """
 
     listing: Listing
     x: Tensor
     thumbnails: Tensor
     digests: list[bytes]
+    several: list[str] = field(default_factory=list)
 
     @property
     def files(self) -> list[str]:
@@ -88,122 +93,16 @@ class Pictures:
         return self.listing.labels
 
 
-def find(source: Path, labelled: bool) -> Listing:
-    """Return the pictures of a folder, a zip file, a table or a single file.
-
-    The label of a picture in a folder is the outermost folder that it is in; common parent folders are skipped. A table
-    has a column of files, relative to the table, and one of labels: see `innerloop.datasets.tables`. A folder or zip
-    file of labelled pictures may hold one table of them instead of class folders.
-
-    labelled: whether pictures without a label are set aside. Raises InputError if nothing is there.
-    """
-    source = user_path(source)
-    try:
-        is_folder, exists = source.is_dir(), source.exists()
-    except OSError as error:
-        raise InputError(f"{source} cannot be read: {error.strerror}") from error
-    if not exists:
-        raise InputError(f"{source}: there is no such folder or file")
-    if not is_folder and source.suffix.lower() in TABLES:
-        return _from_table(source.parent, source.name, labelled, [])
-    if not is_folder and not source.is_file():
-        raise InputError(f"{source} is no file but a pipe, a socket or a device")
-    if not is_folder and source.suffix.lower() != ".zip":
-        if labelled:
-            raise InputError(
-                f"{source}: labelled pictures are a folder or zip file with a folder for each class, or a CSV"
-            )
-        return Listing(source.parent, [source.name], [None], [])
-    names, refused = entries(source)
-    if labelled and (tables := tables_in(source, names)):
-        if len(tables) > 1:
-            raise InputError(f"{source} holds several tables, {', '.join(tables)}: give one of them")
-        return _from_table(source, tables[0], labelled, [name for name in names if name.lower().endswith(PICTURES)])
-    skipped = [Skipped(name, reason) for name, reason in refused.items()]
-    pictures = []
-    for name in names:
-        if name.lower().endswith(PICTURES):
-            pictures.append(name)
-        elif not name.endswith("/"):
-            skipped.append(Skipped(name, "is of no picture format that is known"))
-    inner = _common_folder(pictures)
-    labels = [_outermost(name.removeprefix(inner)) for name in pictures]
-    if labelled:
-        refuse_splits(sorted({label for label in labels if label is not None}))
-    given = frozenset(_outermost(n.removeprefix(inner)) or "" for n in (*names, *refused) if n.startswith(inner)) - {""}
-    listing = Listing(source, pictures, labels, skipped, given)
-    return _without_unlabelled(listing, "is in no class folder") if labelled else listing
-
-
-def _from_table(source: Path, table: str, labelled: bool, pictures: list[str]) -> Listing:
-    """pictures: those of the source, if it was given: a row may then name a file without its folders."""
-    rows, folder = read_table(source / table, labelled), posixpath.dirname(table)
-    there, by_name = set(pictures), dict[str, list[str]]()
-    is_there = there.__contains__ if pictures else lambda file: is_file(source / file)
-    for name in pictures:
-        by_name.setdefault(posixpath.basename(name), []).append(name)
-    found: dict[str, set[str | None]] = {}
-    skipped: list[Skipped] = []
-    for row in rows:
-        if row.file:
-            file = written(posixpath.normpath(posixpath.join(folder, row.file)), is_there)
-            places = by_name.get(posixpath.basename(file), []) if file not in there else []
-            found.setdefault(places[0] if len(places) == 1 else file, set()).add(row.label)
-        else:
-            skipped.append(Skipped(f"{table} (label {row.label})", "its row names no file"))
-    files, labels = list[str](), list[str | None]()
-    for file, given in sorted(found.items()):
-        if len(given) > 1:
-            listed = ", ".join(sorted(map(str, given)))
-            skipped.append(Skipped(file, f"has several labels in {table}: {listed}"))
-        else:
-            files.append(file)
-            labels.append(next(iter(given)))
-    skipped += [Skipped(name, f"is not in {table}") for name in pictures if name not in found]
-    listing = Listing(source, files, labels, skipped, frozenset(row.label for row in rows if row.label))
-    return _without_unlabelled(listing, "has no label") if labelled else listing
-
-
-def _without_unlabelled(listing: Listing, reason: str) -> Listing:
-    kept = [i for i, label in enumerate(listing.labels) if label is not None]
-    bare = [Skipped(f, reason) for f, label in zip(listing.files, listing.labels, strict=True) if label is None]
-    files, labels = [listing.files[i] for i in kept], [listing.labels[i] for i in kept]
-    return Listing(listing.source, files, labels, [*listing.skipped, *bare], listing.given)
-
-
-def _outermost(name: str) -> str | None:
-    folder, inside, _ = name.partition("/")
-    return unicodedata.normalize("NFC", folder) if inside else None
-
-
-def _common_folder(names: list[str]) -> str:
-    """Return the folder, such as "a/b/", that holds all pictures and has several folders or pictures of its own."""
-    inner = ""
-    while names:
-        rest = {name.removeprefix(inner).partition("/")[0] for name in names}
-        if len(rest) > 1 or not all("/" in name.removeprefix(inner).partition("/")[2] for name in names):
-            break
-        inner += f"{rest.pop()}/"
-    return inner
-
-
-def refuse_splits(labels: list[str]) -> None:
-    """Raise InputError if the classes are called like splits, such as train and test: one level too high was given."""
-    if len(labels) > 1 and all(map(split_of, labels)):
-        raise InputError(
-            f"the folders {', '.join(labels)} are named like splits and not like classes: give one of them"
-        )
-
-
 def read_all(listing: Listing, preparation: Preparation, embed: Embed, workers: int) -> Pictures:
     """Return the pictures that can be read, decoded by some threads; perhaps none.
 
     embed: turns prepared pictures into x.
     """
     skipped, used, small, digests = list(listing.skipped), list[int](), list[Tensor](), list[bytes]()
+    several = set[str]()
 
     def usable() -> Iterator[np.ndarray]:
-        for i, found in enumerate(_decoded(listing, preparation, workers)):
+        for i, found in enumerate(_decoded(listing, preparation, workers, several)):
             if isinstance(found, str):
                 skipped.append(Skipped(listing.files[i], found))
                 continue
@@ -217,11 +116,12 @@ def read_all(listing: Listing, preparation: Preparation, embed: Embed, workers: 
     x = torch.empty(0) if first is None else embed(chain([first], stream), len(listing.files))
     found = listing.only(used)
     found.skipped.extend(sorted(skipped))
-    return Pictures(found, x, torch.stack(small) if small else torch.empty(0), digests)
+    thumbnails = torch.stack(small) if small else torch.empty(0)
+    return Pictures(found, x, thumbnails, digests, sorted(several.intersection(found.files)))
 
 
-def _decoded(listing: Listing, preparation: Preparation, workers: int) -> Iterator[np.ndarray | str]:
-    """Yield for each file the prepared picture, or why there is none."""
+def _decoded(listing: Listing, preparation: Preparation, workers: int, several: set[str]) -> Iterator[np.ndarray | str]:
+    """Yield for each file the prepared picture, or why there is none. several: see `picture`."""
     with ExitStack() as stack:
         content = stack.enter_context(reader(listing.source))
         pool = stack.enter_context(ThreadPoolExecutor(max(workers, 1)))
@@ -229,7 +129,7 @@ def _decoded(listing: Listing, preparation: Preparation, workers: int) -> Iterat
         waiting: deque[Future[np.ndarray | str]] = deque()
         try:
             for name in listing.files:
-                waiting.append(pool.submit(_one, content, listing.source, name, preparation))
+                waiting.append(pool.submit(_one, content, listing.source, name, preparation, several))
                 if len(waiting) > 4 * workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -239,9 +139,11 @@ def _decoded(listing: Listing, preparation: Preparation, workers: int) -> Iterat
                 future.cancel()
 
 
-def _one(content: Callable[[str], bytes], source: Path, name: str, preparation: Preparation) -> np.ndarray | str:
+def _one(
+    content: Callable[[str], bytes], source: Path, name: str, preparation: Preparation, several: set[str]
+) -> np.ndarray | str:
     try:
-        found = picture(content(name), name, preparation.size, preparation.channels)
+        found = picture(content(name), name, preparation.size, preparation.channels, LEAST, several)
     except InputError as error:
         return str(error).removeprefix(f"{source / name} ").removeprefix(f"{source}: ").removeprefix(f"{name} ")
     return np.ascontiguousarray(255 - found if preparation.inverted else found)
@@ -271,4 +173,5 @@ def without_twins(pictures: Pictures) -> Pictures:
     kept.sort()
     listing = pictures.listing.only(kept)
     listing.skipped.extend(sorted(skipped))
-    return Pictures(listing, pictures.x[kept], pictures.thumbnails[kept], [pictures.digests[i] for i in kept])
+    digests = [pictures.digests[i] for i in kept]
+    return Pictures(listing, pictures.x[kept], pictures.thumbnails[kept], digests, pictures.several)

@@ -34,33 +34,58 @@ class HeldOut(NamedTuple):
     folds: int
 
 
-def hold_out(fit: Fit, x: Tensor, y: Tensor, classes: int, most_folds: int = ALL_ONCE) -> HeldOut | None:
+def hold_out(
+    fit: Fit, x: Tensor, y: Tensor, classes: int, most_folds: int = ALL_ONCE, groups: Tensor | None = None
+) -> HeldOut | None:
     """Return the held-out scores of all pictures whose class has others; None if no class has.
 
     Each picture is left out alone if there are at most `most_folds`; otherwise they are left out in `FOLDS` parts, or
     in as many as `most_folds`, none of which holds all pictures of a class.
+
+    groups: (n,) numbers of the groups whose pictures are left out together, such as copies; then a class needs pictures
+    of several groups. None: each picture is a group.
     """
-    index = torch.nonzero(torch.bincount(y, minlength=classes)[y] > 1).flatten()
-    if not len(index):
+    parts = _parts(y, classes, most_folds, torch.arange(len(y)) if groups is None else groups)
+    if not parts:
         return None
-    folds = len(index) if len(index) <= most_folds else min(FOLDS, most_folds)
-    # Class by class, so that the pictures of one class are in as many parts as possible.
-    index = index[y[index].argsort(stable=True)]
     found: dict[str, list[tuple[Tensor, Scores]]] = {}
     with one_thread():
-        for fold in range(folds):
-            out = index[fold::folds]
+        for out in parts:
             kept = torch.ones(len(y), dtype=torch.bool)
             kept[out] = False
             for name, model in fit(x[kept], y[kept], classes).items():
                 found.setdefault(name, []).append((out, model(x[out])))
-    complete = {name: parts for name, parts in found.items() if len(parts) == folds}
-    order = torch.cat([out for out, _ in next(iter(complete.values()))])
+    complete = {name: scored for name, scored in found.items() if len(scored) == len(parts)}
+    order = torch.cat(parts)
     back = order.argsort()
     scores = {
-        name: Scores(*(torch.cat([s[i] for _, s in parts])[back] for i in range(2))) for name, parts in complete.items()
+        name: Scores(*(torch.cat([s[i] for _, s in scored])[back] for i in range(2)))
+        for name, scored in complete.items()
     }
-    return HeldOut(order[back], scores, folds)
+    return HeldOut(order[back], scores, len(parts))
+
+
+def _parts(y: Tensor, classes: int, most_folds: int, groups: Tensor) -> list[Tensor]:
+    """Return the numbers of the pictures that are left out together, part by part."""
+    number = torch.unique(groups, return_inverse=True)[1]
+    pairs = torch.unique(torch.stack([number, y]), dim=1)
+    index = torch.nonzero(torch.bincount(pairs[1], minlength=classes)[y] > 1).flatten()
+    if not len(index):
+        return []
+    # Class by class, so that the pictures of one class are in as many parts as possible.
+    index = index[y[index].argsort(stable=True)]
+    members: dict[int, list[int]] = {}
+    for i in index.tolist():
+        members.setdefault(int(number[i]), []).append(i)
+    units = [torch.tensor(unit) for unit in members.values()]
+    folds = len(units) if len(units) <= most_folds else min(FOLDS, most_folds)
+    total = torch.bincount(y, minlength=classes)
+    found = []
+    for fold in range(folds):
+        together = torch.cat(units[fold::folds])
+        empties = (torch.bincount(y[together], minlength=classes) == total) & (total > 0)
+        found += units[fold::folds] if empties.any() else [together]
+    return found
 
 
 @contextmanager

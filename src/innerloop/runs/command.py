@@ -65,6 +65,7 @@ def command(application: Callable[[], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         with reported_errors():
+            refuse_dashes(sys.argv[1:])
             application()
     except (KeyboardInterrupt, SystemExit) as end:
         # Lightning turns a Ctrl-C before or after the training steps into an exit with status 1.
@@ -89,6 +90,23 @@ def reported_errors() -> Iterator[None]:
             raise
         _report(message)
         raise Reported(130 if isinstance(error, Stopped) else 1) from None
+
+
+HYDRA_FLAGS = (
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
+)
+
+
+def refuse_dashes(argv: Sequence[str]) -> None:
+    """Raise InputError for a setting that is written as other programs' options are, such as --support X."""
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if re.fullmatch(r"--[A-Za-z][\w.-]*", flag) and not any(known.startswith(flag) for known in HYDRA_FLAGS):
+            following = argv[i + 1] if i + 1 < len(argv) and not equals else ""
+            value = value or (following if following and not following.startswith("-") else "VALUE")
+            key = flag[2:].replace("-", "_")
+            raise InputError(f"{argument}: write {key}={value} (settings have no dashes)")
 
 
 def _is_job() -> bool:

@@ -22,7 +22,7 @@ class Predictions:
     class a picture is; above 1 is an alarm if `limited`, and otherwise it is a plain distance. labels: (n,) names,
     None where there is none. in_support: (n,), whether the same picture is among the labelled ones.
     look_below: probability below which a prediction is flagged. listing: where the files are. noun: what one is
-    called, "picture" or "row".
+    called, "picture" or "row". warnings: sentences about the new rows of a table.
     """
 
     classes: list[str]
@@ -36,6 +36,7 @@ class Predictions:
     skipped: list[Skipped]
     listing: Listing = field(repr=False)
     noun: str = "picture"
+    warnings: Sequence[str] = ()
 
     @property
     def predicted(self) -> np.ndarray:
@@ -102,6 +103,8 @@ class Predictions:
             "look": sum(map(bool, self.look())),
             "among_the_labelled": int(self.in_support.sum()),
         }
+        if self.warnings:
+            found["warnings"] = list(self.warnings)
         if evaluation := self.evaluation():
             found["evaluation"] = evaluation
         return found

@@ -1,6 +1,7 @@
 """What the labelled pictures themselves say of a classifier: every one is predicted by models that have not seen it."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -34,33 +35,67 @@ class HeldOut(NamedTuple):
     folds: int
 
 
-def hold_out(fit: Fit, x: Tensor, y: Tensor, classes: int, most_folds: int = ALL_ONCE) -> HeldOut | None:
+def hold_out(
+    fit: Fit, x: Tensor, y: Tensor, classes: int, most_folds: int = ALL_ONCE, groups: Tensor | None = None
+) -> HeldOut | None:
     """Return the held-out scores of all pictures whose class has others; None if no class has.
 
     Each picture is left out alone if there are at most `most_folds`; otherwise they are left out in `FOLDS` parts, or
     in as many as `most_folds`, none of which holds all pictures of a class.
+
+    groups: (n,) number of the group of each picture. Those of one group are left out together, if each of their classes
+    is in another group, too.
     """
-    index = torch.nonzero(torch.bincount(y, minlength=classes)[y] > 1).flatten()
-    if not len(index):
+    parts = _parts(y, classes, most_folds) if groups is None else _group_parts(y, groups, most_folds)
+    if not parts:
         return None
-    folds = len(index) if len(index) <= most_folds else min(FOLDS, most_folds)
-    # Class by class, so that the pictures of one class are in as many parts as possible.
-    index = index[y[index].argsort(stable=True)]
     found: dict[str, list[tuple[Tensor, Scores]]] = {}
     with one_thread():
-        for fold in range(folds):
-            out = index[fold::folds]
+        for out in parts:
             kept = torch.ones(len(y), dtype=torch.bool)
             kept[out] = False
             for name, model in fit(x[kept], y[kept], classes).items():
                 found.setdefault(name, []).append((out, model(x[out])))
-    complete = {name: parts for name, parts in found.items() if len(parts) == folds}
-    order = torch.cat([out for out, _ in next(iter(complete.values()))])
+    complete = {name: of_name for name, of_name in found.items() if len(of_name) == len(parts)}
+    order = torch.cat(parts)
     back = order.argsort()
     scores = {
-        name: Scores(*(torch.cat([s[i] for _, s in parts])[back] for i in range(2))) for name, parts in complete.items()
+        name: Scores(*(torch.cat([s[i] for _, s in of_name])[back] for i in range(2)))
+        for name, of_name in complete.items()
     }
-    return HeldOut(order[back], scores, folds)
+    return HeldOut(order[back], scores, len(parts))
+
+
+def _parts(y: Tensor, classes: int, most_folds: int) -> list[Tensor]:
+    """Return the numbers of the pictures of each part that is left out; none if no class has two."""
+    index = torch.nonzero(torch.bincount(y, minlength=classes)[y] > 1).flatten()
+    if not len(index):
+        return []
+    folds = len(index) if len(index) <= most_folds else min(FOLDS, most_folds)
+    # Class by class, so that the pictures of one class are in as many parts as possible.
+    index = index[y[index].argsort(stable=True)]
+    return [index[fold::folds] for fold in range(folds)]
+
+
+def _group_parts(y: Tensor, groups: Tensor, most_folds: int) -> list[Tensor]:
+    """Return the same of whole groups. No part holds all groups of a class."""
+    members: dict[int, list[int]] = {}
+    for i in y.argsort(stable=True).tolist():  # class by class, see `_parts`
+        members.setdefault(int(groups[i]), []).append(i)
+    classes_of = {group: {int(y[i]) for i in places} for group, places in members.items()}
+    counts = Counter(c for found in classes_of.values() for c in found)
+    out = [group for group, found in classes_of.items() if all(counts[c] > 1 for c in found)]
+    if len(out) <= most_folds:
+        return [torch.tensor(members[group]) for group in out]
+    folds = min(FOLDS, most_folds)
+    parts, held = [list[int]() for _ in range(folds)], [Counter[int]() for _ in range(folds)]
+    for number, group in enumerate(out):
+        for fold in ((number + k) % folds for k in range(folds)):
+            if all(held[fold][c] + 1 < counts[c] for c in classes_of[group]):
+                parts[fold] += members[group]
+                held[fold].update(classes_of[group])
+                break
+    return [torch.tensor(part) for part in parts if part]
 
 
 @contextmanager

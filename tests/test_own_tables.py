@@ -2,6 +2,7 @@
 
 import json
 import logging
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -243,3 +244,17 @@ def test_codes_are_no_numbers_and_a_quantity_is_no_class(tmp_path: Path) -> None
     ages = [[*row[:2], 30 + (i if i < 12 else 0)] for i, row in enumerate(rows_of(14))]
     warnings = practice.adapt_table(saved(tmp_path / "c.csv", "temp,w,age", ages), "age").about
     assert any("The label age looks like a quantity, with 12 different numbers" in w for w in warnings["warnings"])
+
+
+def test_a_workbook_is_known_by_its_content_and_a_table_without_label_says_what_to_add(tmp_path: Path) -> None:
+    for name in ("book.csv", "book.xlsx"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("xl/workbook.xml", "<x/>")
+        for label in ("dx", None):
+            with pytest.raises(InputError, match="is a workbook of Excel: in Excel, File, Save as, CSV UTF-8"):
+                Settings(out=str(tmp_path / "out"), support=str(tmp_path / name), label=label)
+    table = saved(tmp_path / "a.csv", "temp,age,dx", rows_of())
+    with pytest.raises(InputError, match="only temp, age, dx; for a table of numbers give label=COLUMN"):
+        practice.adapt(table)
+    with pytest.raises(InputError, match=r"^out= is empty: give a new folder$"):
+        Settings(out="", support=str(table), label="dx")

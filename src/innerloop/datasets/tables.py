@@ -38,12 +38,12 @@ class Row(NamedTuple):
     split: str | None
 
 
-def read_table(path: Path, labelled: bool = True) -> list[Row]:
+def read_table(path: Path, labelled: bool = True, hint: str = "") -> list[Row]:
     """Return the rows of a table whose first line names its columns: see FILES, LABELS and SPLITS.
 
     Cells are separated by commas, semicolons, tabs or bars, whichever is most frequent in the first line. The text is
     UTF-8, or UTF-16 with a byte order mark. The table may be in a zip file, as pictures.zip/labels.csv.
-    labelled: whether a column of labels must be there.
+    labelled: whether a column of labels must be there. hint: end of the message if there is no column of files.
     Raises InputError for a file that cannot be read, a column that is missing or there twice, and a table without rows.
     """
     rows = cells(path)
@@ -52,7 +52,9 @@ def read_table(path: Path, labelled: bool = True) -> list[Row]:
     for column, what, known, needed in zip(columns, ("file", "label"), (FILES, LABELS), (True, labelled), strict=False):
         if needed and column is None:
             listed = some(filter(None, names), 10) or "none"
-            raise InputError(f"{path} has no column {what} (or {', '.join(known[1:])}), only {listed}")
+            raise InputError(
+                f"{path} has no column {what} (or {', '.join(known[1:])}), only {listed}" + hint * (what == "file")
+            )
     for column in columns:
         if column is not None and names.count(names[column]) > 1:
             raise InputError(f"{path} has two columns {names[column]}: which of them is meant?")

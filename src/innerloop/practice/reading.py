@@ -137,7 +137,8 @@ def find(source: Path, labelled: bool) -> Listing:
 
 def _from_table(source: Path, table: str, labelled: bool, pictures: list[str]) -> Listing:
     """pictures: those of the source, if it was given: a row may then name a file without its folders."""
-    rows, folder = read_table(source / table, labelled), posixpath.dirname(table)
+    hint = "; for a table of numbers give label=COLUMN"
+    rows, folder = read_table(source / table, labelled, hint), posixpath.dirname(table)
     there, by_name = set(pictures), dict[str, list[str]]()
     is_there = there.__contains__ if pictures else lambda file: is_file(source / file)
     for name in pictures:

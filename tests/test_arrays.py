@@ -16,6 +16,7 @@ from innerloop.datasets.task_arrays import load
 from innerloop.episodes import Episode, InputError, Samples, Split, episode_index, episode_rng, stack, tasks_of
 from innerloop.learners import MAML
 from innerloop.nets import MLP
+from innerloop.runs.report.results import closing_table
 from innerloop.runs.schemas import register, task_family
 from innerloop.tasks import ArrayTasks, Sinusoid
 from innerloop.tasks.arrays import ClassArrays, RealArrays
@@ -358,3 +359,13 @@ def test_a_workbook_and_one_array_are_known_by_their_content(tmp_path: Path) -> 
     np.save(tmp_path / "x.npy", np.zeros((4, 2)))
     with pytest.raises(InputError, match=r"is one array of numpy: save task, x and y by numpy.savez, as \.npz"):
         load(str(tmp_path / "x.npy"))
+
+
+@pytest.mark.parametrize(
+    ("count", "line"), [(1, "1 test episode, and an interval needs two or more test tasks:"), (3, "3 test episodes:")]
+)
+def test_one_test_task_is_said_to_give_no_interval(count: int, line: str) -> None:
+    entry = {"mse": {"mean": 1.0, "ci95": None if count == 1 else 0.1, "median": 1.0}}
+    test = {"episodes": count, "unadapted": entry, "by_step": [], "step": 0}
+    results = {"algo": "maml", "data": "arrays", "net": "mlp", "parameters": 3, "seed": 0, "norm": None, "test": test}
+    assert line in closing_table(results, "mse", Path("run")).splitlines()

@@ -191,6 +191,8 @@ def test_no_group_is_in_two_parts_and_no_part_holds_a_class(most: int) -> None:
 def test_equal_numbers_are_one_label_and_look_alikes_are_named(tmp_path: Path) -> None:
     assert one_spelling(["0.0", "1", "1.00", None, "x"], ["0", "1"]) == ["0", "1", "1", None, "x"]
     assert one_spelling(["TRUE", "no"], ["False", "True"]) == ["True", "no"]
+    far = ["9007199254740993", "9007199254740992"]  # one float64
+    assert one_spelling(far, far) == far
     assert one_spelling(["1.0", "01"], ["1", "one"]) == ["1.0", "01"]
     assert labels_of_new(["?", "NA", "ill"], ["ill", "NA"]) == ([None, "NA", "ill"], [])
     found, lines = labels_of_new(["Very ill", "very_ill", "other"], ["very ill", "well"])

@@ -53,8 +53,8 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("support", "query", "out", "run", "model"):
             if getattr(self, name) == "":
-                leave = "" if name == "out" else f", or leave {name} out"
-                raise InputError(f"{name}= is empty: give a {'new folder' if name == 'out' else 'path'}{leave}")
+                what = {"out": "a new folder", "support": "labelled pictures, or a table of labelled rows"}
+                raise InputError(f"{name}= is empty: give {what.get(name, f'a path, or leave {name} out')}")
         for name in ("support", "query"):
             path = user_path(getattr(self, name) or ".")
             if is_file(path):

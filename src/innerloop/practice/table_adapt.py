@@ -53,6 +53,7 @@ def adapt_table(
         predictions = adapted.predict("new.csv")
 
     support: a CSV whose first line names its columns. label, id: names of columns; id=None: rows are numbered.
+        Rows of one id are left out together, as equal rows are: see `groups_of`.
     fit_on: "support", or "support+query" to fit medians, means and scales on the unlabelled rows of `query` as well.
     false_alarms: share of rows of known classes that may be called unlike every class.
     Raises InputError for what is not possible, such as one class only or a column that is missing.

@@ -3,7 +3,6 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ RARELY_EQUAL = 0.1
 """Share of pairs of rows that agree in a column of numbers, below which it has many values."""
 BY_CHANCE, FEW_PATTERNS = 3, 4
 """How many times as many pairs of rows are equal as by chance, and rows are there for each different one, in copies."""
+EXACT = 2**53
+"""Size of a number from which on others have the same float64."""
 MOST_NUMBERS = 20
 """Number of classes that are numbers above which they may be a quantity."""
 LINES = 5
@@ -39,8 +40,9 @@ def one_spelling(labels: Sequence[str | None], classes: Sequence[str]) -> list[s
     of_numbers = all(as_number(name) is not None for name in classes)
 
     def key(name: str) -> Any:
-        if of_numbers and as_number(name) is not None:
-            return Decimal(name)
+        number = as_number(name) if of_numbers else None
+        if number is not None and abs(number) < EXACT:
+            return number
         return name.lower() if name.lower() in ("true", "false") else name
 
     known: dict[Any, str] = {}

@@ -70,13 +70,7 @@ def adapt_table(
     rows = read_rows.usable
     classes = classes_of(rows, support)
     doubts = quantities(rows.files, classes, label)
-    if len(classes) > min(MOST_CLASSES, len(rows.files) - 1) or len(rows.files) > MOST_LABELLED:
-        raise InputError(
-            f"label={label} has {len(classes)} classes in {len(rows.files):,} rows: at most {MOST_CLASSES} classes and "
-            f"{MOST_LABELLED:,} rows are possible, and a class needs several rows"
-            + "; numbers are not predicted here, put them into a few classes"
-            * bool(doubts)
-        )
+    _check_sizes(label, len(classes), len(rows.files), bool(doubts))
     y = torch.tensor([classes.index(str(name)) for name in rows.labels])
     ids = [None] * table.rows if id is None else table.values(id)
     groups, of_groups, of_twins = groups_of(rows, [ids[i] for i in read_rows.kept], form)
@@ -87,27 +81,41 @@ def adapt_table(
         chosen, temperature, threshold = REGRESSION, ONE_ROW_TEMPERATURE, None
     else:
         chosen, (temperature, threshold) = calibrated(held_out, y, false_alarms)
-    model = candidates(rows.x, y, len(classes))[chosen]
     about = _about(chosen, form.name, temperature, threshold, false_alarms)
     about["support"] = describe_support(rows, classes)
     about["remarks"] = [*form.said_of(table), *remarks, *doubts_of_labels(rows.labels, classes), *of_groups]
-    if held_out is not None:
-        about["validation"] = describe_validation(held_out, chosen, y, temperature)
-        if groups is not None:
-            about["validation"]["left_out"] = f"in {held_out.folds} parts, the rows of one id and equal rows together"
-        about["baselines"] = _baselines(rows.x, y, len(classes), held_out, groups)
-    about["warnings"] = [
-        *doubts,
-        *_doubts(table, form, read_rows, classes),
-        *of_twins,
-        *(unlabelled_only(form, table, others) if others is not None else []),
-        *_of_validation(about, rows, classes, held_out, grouped=groups is not None),
-    ]
+    about |= _validated(rows.x, y, len(classes), held_out, chosen, temperature, groups)
+    doubts += [*_doubts(table, form, read_rows, classes), *of_twins]
+    doubts += unlabelled_only(form, table, others) if others is not None else []
+    about["warnings"] = [*doubts, *_of_validation(about, rows, classes, held_out, grouped=groups is not None)]
     for line in (*about["remarks"], *about["warnings"]):
         log.warning("%s", line)
+    model = candidates(rows.x, y, len(classes))[chosen]
     net = shipped().net if isinstance(model, NetModel) else None
     seen = frozenset(rows.digests)
     return Adapted(classes, form, model, temperature, threshold, seen, about, net, rows, y, held_out, chosen)
+
+
+def _check_sizes(label: str, classes: int, rows: int, quantity: bool) -> None:
+    """Raise InputError for too many classes or rows. quantity: whether the classes look like numbers to predict."""
+    if classes > min(MOST_CLASSES, rows - 1) or rows > MOST_LABELLED:
+        raise InputError(
+            f"label={label} has {classes} classes in {rows:,} rows: at most {MOST_CLASSES} classes and "
+            f"{MOST_LABELLED:,} rows are possible, and a class needs several rows"
+            + ("; it looks like a quantity: make a few classes of it, such as low and high" if quantity else "")
+        )
+
+
+def _validated(
+    x: Tensor, y: Tensor, classes: int, held_out: HeldOut | None, chosen: str, temperature: float, groups: Tensor | None
+) -> dict[str, Any]:
+    """Return what left-out rows say of the chosen classifier and of the baselines; nothing if none was left out."""
+    if held_out is None:
+        return {}
+    found = describe_validation(held_out, chosen, y, temperature)
+    if groups is not None:
+        found["left_out"] = f"in {held_out.folds} parts, the rows of one id and equal rows together"
+    return {"validation": found, "baselines": _baselines(x, y, classes, held_out, groups)}
 
 
 def _by_length(labels: Sequence[str | None]) -> list[str]:

@@ -264,5 +264,7 @@ def test_a_workbook_is_known_by_its_content_and_a_table_without_label_says_what_
 
 def test_a_label_of_too_many_numbers_is_refused_as_a_quantity(tmp_path: Path) -> None:
     ages = [[*row[:2], 20 + i] for i, row in enumerate(rows_of(12))]
-    with pytest.raises(InputError, match=r"has 12 classes in 12 rows: .*; it looks like a quantity: make a few classes"):
+    with pytest.raises(
+        InputError, match=r"has 12 classes in 12 rows: .*; it looks like a quantity: make a few classes"
+    ):
         practice.adapt_table(saved(tmp_path / "a.csv", "temp,w,age", ages), "age")

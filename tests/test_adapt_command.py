@@ -76,7 +76,7 @@ def test_blank_and_equal_pictures(tmp_path: Path, here: Here) -> None:
         (["support=own", "workers=0"], "workers must be from 1 to 1,024, got 0"),
         (["support=own", "threads=0"], "threads must be from 1 to 1,024, got 0"),
         (["support=own", "threads=1000000000000"], "threads must be from 1 to 1,024"),
-        (["support="], "support= is empty: give a path, or leave support out"),
+        (["support="], "support= is empty: give labelled pictures, or a table of labelled rows"),
         (["support=own", "query="], "query= is empty"),
         (["support=own", "out="], "out= is empty"),
         (["support=own", "out=."], "out=. is the working directory or above it"),

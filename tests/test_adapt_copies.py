@@ -99,10 +99,10 @@ def test_a_group_is_never_on_both_sides(most: int) -> None:
     found = validation.hold_out(fit, x, y, 5, most, groups)
     assert found is not None
     several = {c for c in range(5) if len(groups[y == c].unique()) > 1}
-    assert sorted(found.members.tolist()) == [i for i in range(len(y)) if int(y[i]) in several]
-    of = {i: (int(groups[i]), int(y[i])) for i in range(len(y))}
+    alone = {int(group) for group, c in zip(groups, y, strict=True) if int(c) not in several}
+    assert sorted(found.members.tolist()) == [i for i in range(len(y)) if int(groups[i]) not in alone]
     for kept, out in seen:
-        shared = {of[i][0] for i in out} & {of[i][0] for i in kept if of[i][1] in several}
+        shared = {int(groups[i]) for i in out} & {int(groups[i]) for i in kept}
         assert not shared, "a group is among those left out and those that a model has seen"
     assert sorted(i for _, out in seen for i in out) == found.members.tolist()
 

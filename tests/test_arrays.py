@@ -1,5 +1,6 @@
 """Tasks from files of rows: the same numbers as the family that wrote the file, and every wrong file in one line."""
 
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from innerloop.datasets.task_arrays import load
 from innerloop.episodes import Episode, InputError, Samples, Split, episode_index, episode_rng, stack, tasks_of
 from innerloop.learners import MAML
 from innerloop.nets import MLP
+from innerloop.runs.report.results import closing_table
 from innerloop.runs.schemas import register, task_family
 from innerloop.tasks import ArrayTasks, Sinusoid
 from innerloop.tasks.arrays import ClassArrays, RealArrays
@@ -289,3 +291,81 @@ def test_a_feature_that_tells_the_target_is_warned_of(
     load(write(f"{HEAD},copy", *(f"{line},{factor * int(line.rpartition(',')[2])}" for line in lines)), kind=kind)
     assert caplog.text.count("equals the target in every row") == 1
     assert "copy equals the target" in caplog.text
+
+
+# Strangers' files.
+
+
+def test_an_index_is_no_feature(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [f"t{i // 6},{i % 5},{i * 0.5}" for i in range(60)]
+    plain = load(write("task,a,y", *rows))
+    with caplog.at_level("WARNING", "innerloop"):
+        indexed = load(write(",task,a,y", *(f"{i},{row}" for i, row in enumerate(rows))))
+    assert np.array_equal(plain.x, indexed.x)
+    assert "the column without a name is an index, and is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("cell", "target", "line"),
+    [
+        ("3,5", "1", r"line 2: a is '3,5', which is no number; write numbers with a point"),
+        ("12%", "1", r"line 2: a is '12%', which is no number; write numbers with a point"),
+        ("1", "0,5", r"the target of row 1 is '0,5'; write numbers with a point"),
+    ],
+)
+def test_marks_in_numbers_end_in_a_hint_and_make_no_classes(cell: str, target: str, line: str, write: Write) -> None:
+    with pytest.raises(InputError, match=line):
+        load(write("task;a;y", *(f"t{i // 6};{cell};{target}" for i in range(60))))
+    with pytest.raises(InputError, match=line.replace("'0,5'", "no number")):
+        load(write("task;a;y", *(f"t{i // 6};{cell};{target}" for i in range(60))), kind="regression")
+
+
+def test_whole_targets_with_a_point_are_regressed_to_and_the_log_says_how_to_make_them_classes(
+    write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", "innerloop"):
+        assert load(write("task,a,y", *(f"t{i // 6},{i % 5},{i % 2}" for i in range(60)))).classes == ("0", "1")
+        assert "regress" not in caplog.text
+        path = write("task,a,y", *(f"t{i // 6},{i % 5},{i % 2}.0" for i in range(60)))
+        assert load(path).classes == ()
+    assert "the targets 0.0, 1.0 are numbers to regress; data.kind=classification makes them classes" in caplog.text
+    assert load(path, kind="classification").classes == ("0.0", "1.0")
+
+
+@pytest.mark.parametrize("name", ["task", "a", "whole", "y"])
+def test_a_null_of_a_parquet_file_is_named_with_its_row(name: str, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns: dict[str, list[Any]] = {
+        "task": [f"t{i // 6}" for i in range(60)],
+        "a": [i / 7 for i in range(60)],
+        "whole": [i % 5 for i in range(60)],
+        "y": [bool(i % 2) for i in range(60)],
+        "__index_level_0__": list(range(60)),
+    }
+    parquet.write_table(pyarrow.table(columns), tmp_path / "whole.parquet")
+    assert load(str(tmp_path / "whole.parquet")).x.shape == (60, 2)
+    columns[name][3] = None
+    parquet.write_table(pyarrow.table(columns), tmp_path / "null.parquet")
+    with pytest.raises(InputError, match=f"null.parquet: {name} is empty in row 4$"):
+        load(str(tmp_path / "null.parquet"))
+
+
+def test_a_workbook_and_one_array_are_known_by_their_content(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "book.csv", "w") as archive:
+        archive.writestr("xl/workbook.xml", "<x/>")
+    with pytest.raises(InputError, match="is a workbook of Excel: in Excel, File, Save as, CSV UTF-8"):
+        load(str(tmp_path / "book.csv"))
+    np.save(tmp_path / "x.npy", np.zeros((4, 2)))
+    with pytest.raises(InputError, match=r"is one array of numpy: save task, x and y by numpy.savez, as \.npz"):
+        load(str(tmp_path / "x.npy"))
+
+
+@pytest.mark.parametrize(
+    ("count", "line"), [(1, "1 test episode, and an interval needs two or more test tasks:"), (3, "3 test episodes:")]
+)
+def test_one_test_task_is_said_to_give_no_interval(count: int, line: str) -> None:
+    entry = {"mse": {"mean": 1.0, "ci95": None if count == 1 else 0.1, "median": 1.0}}
+    test = {"episodes": count, "unadapted": entry, "by_step": [], "step": 0}
+    results = {"algo": "maml", "data": "arrays", "net": "mlp", "parameters": 3, "seed": 0, "norm": None, "test": test}
+    assert line in closing_table(results, "mse", Path("run")).splitlines()

@@ -51,6 +51,15 @@ def plain(table: RatingTable) -> list[tuple[str, str, float]]:
 # Reading.
 
 
+def test_spaces_around_names_make_no_other_user_or_item_and_a_comma_no_rating(write: Write) -> None:
+    spaced = ("b ,y,4,30", "a, x ,3.5,10", "\tb,x ,1,20", " a ,y,5,40", "c,x,2,50")
+    assert plain(load(write(HEAD, *spaced))) == plain(load(write(HEAD, *ROWS)))
+    with pytest.raises(InputError, match=r"line 2: user is empty"):
+        load(write(HEAD, "  ,y,4,30"))
+    with pytest.raises(InputError, match=r"line 2: rating is '3,5', which is no number; write numbers with a point"):
+        load(write(HEAD.replace(",", ";"), "a;x;3,5;10"))
+
+
 def test_ratings_are_sorted_by_user_and_item_whatever_the_order_of_the_rows(write: Write) -> None:
     expected = [("a", "x", 3.5), ("a", "y", 5.0), ("b", "x", 1.0), ("b", "y", 4.0), ("c", "x", 2.0)]
     for rows in (ROWS, ROWS[::-1], (*ROWS[2:], *ROWS[:2])):
@@ -73,7 +82,7 @@ def test_names_separators_heads_and_encodings_are_settings(write: Write) -> None
         assert plain(load(named, "who", "what", "stars", separator=given)) == expected
     for encoding in ("utf-8-sig", "utf-16"):
         assert plain(load(write(HEAD, *ROWS, encoding=encoding))) == expected
-    assert plain(load(write('user,"item",rating', '"b", y ,4', "a,x,3"))) == [("a", "x", 3.0), ("b", "y ", 4.0)]
+    assert plain(load(write('user,"item",rating', '"b", y ,4', "a,x,3"))) == [("a", "x", 3.0), ("b", "y", 4.0)]
 
 
 def test_gigantic_unsorted_ids_are_names(write: Write) -> None:

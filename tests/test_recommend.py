@@ -74,6 +74,8 @@ def test_what_is_printed(run: Path, here: Here, tmp_path: Path, capsys: pytest.C
         ("item,rating\n3,4\n3,5\n", r"line 3: item 3 is rated twice"),
         ("item,rating\nx,4\n", r"rates no item that the run knows, but x"),
         ("item,rating\n", r"rates no item that the run knows$"),
+        ("item,rating\n2 8,4\nxx,1\n", r"knows, but 2 8, xx; perhaps 2 8 is 28$"),
+        ('item,rating\n3,"4,5"\n', r"line 2: rating is '4,5'; it must be from 1 to 5; write numbers with a point"),
         ("film,rating\n3,4\n", r"has no column item; its columns are film, rating"),
     ],
 )

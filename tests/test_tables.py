@@ -224,7 +224,11 @@ def test_text_in_numbers_sets_a_row_aside_and_idle_columns_are_said(tmp_path: Pa
         (None, lambda rows: [[*row[:-1], "ill"] for row in rows], "has one class, ill: there must be two or more"),
         (None, lambda rows: [[*row[:-1], i] for i, row in enumerate(rows)], "has 8 classes in 8 rows"),
         (None, lambda rows: [[row[0], 1, 2, "m", row[-1]] for row in rows], "has no column that says anything"),
-        (None, lambda rows: [["p1", *row[1:]] for row in rows], "two rows have the patient p1"),
+        (
+            None,
+            lambda rows: [["p1", *row[1:]] for row in rows],
+            "all rows have one patient, or are equal: none can be left out",
+        ),
         (None, lambda rows: [*rows, [1, 2]], "line 10: it has 2 cells, and there are 5 columns"),
         (None, lambda rows: [], "has no rows below the names"),
     ],

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from innerloop.errors import some
 
 BLOCK = 20_000
 """Number of rows that are read at a time."""
+MARKED = re.compile(r"[+\-\u2212]?(\d+([.,]\d+)?|[.,]\d+|\d{1,3}([.,'\u2019\s]\d{3})+([.,]\d+)?)([eE][+-]?\d+)?\s*%?")
+COMMA = re.compile(r"[+-]?(\d+(,\d+)?|,\d+)([eE][+-]?\d+)?")
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 
 
 class Block(NamedTuple):
@@ -97,6 +101,27 @@ def as_number(cell: str) -> float | None:
     return number if math.isfinite(number) and "_" not in cell else None
 
 
+def is_marked(cell: str) -> bool:
+    """Return True for a number with a decimal comma, a percent sign, a thousands mark or a typographic minus."""
+    return as_number(cell) is None and MARKED.fullmatch(cell.strip()) is not None
+
+
+def advice(cell: str) -> str:
+    """Return the end of a message about a cell that is no number: how to write it if it is a marked one, or ""."""
+    return "; write numbers with a point and without %, thousands marks and the like" if is_marked(cell) else ""
+
+
+def have_decimal_commas(cells: Sequence[str]) -> bool:
+    """Return True if all cells are whole numbers or have a comma for the decimal mark, and one has.
+
+    It is False where the comma may be a thousands mark: 1,500 beside 900.
+    """
+    if not all(map(COMMA.fullmatch, cells)):
+        return False
+    commas = [cell for cell in cells if "," in cell]
+    return bool(commas) and (len(commas) == len(cells) or not all(map(THOUSANDS.fullmatch, commas)))
+
+
 def numbers_of(path: Path, name: str, cells: Sequence[str], lines: Lines) -> np.ndarray:
     """Return cells of a column as float64.
 
@@ -108,5 +133,5 @@ def numbers_of(path: Path, name: str, cells: Sequence[str], lines: Lines) -> np.
         numbers = np.array([np.nan])
     if not np.isfinite(numbers).all() or "_" in "".join(cells):
         i = next(i for i, cell in enumerate(cells) if as_number(cell) is None)
-        raise InputError(f"{path}, line {lines[i]}: {name} is {cells[i]!r}, which is no number")
+        raise InputError(f"{path}, line {lines[i]}: {name} is {cells[i]!r}, which is no number{advice(cells[i])}")
     return numbers

@@ -216,6 +216,26 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
+def other_format(binary: IO[bytes]) -> str:
+    """Return what to do about a file that is a workbook or an array, whatever its name is; "" for any other.
+
+    The file is at its beginning afterwards.
+    """
+    head = binary.read(8)
+    binary.seek(0)
+    if head.startswith(b"\x93NUMPY"):
+        return "is one array of numpy: save task, x and y by numpy.savez, as .npz"
+    workbook = head == b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # .xls
+    if head.startswith(b"PK"):
+        try:
+            with zipfile.ZipFile(binary) as archive:
+                workbook = any(name.startswith("xl/") for name in archive.namelist())
+        except BROKEN_ZIP:
+            pass
+        binary.seek(0)
+    return "is a workbook of Excel: in Excel, File, Save as, CSV UTF-8" if workbook else ""
+
+
 @contextmanager
 def lines_of(path: Path, largest: float = math.inf) -> Iterator[Iterator[str]]:
     """Open a text in UTF-8, or in UTF-16 with a byte order mark, and return its lines with their ends.
@@ -227,6 +247,8 @@ def lines_of(path: Path, largest: float = math.inf) -> Iterator[Iterator[str]]:
         if binary.seek(0, os.SEEK_END) > largest:
             raise InputError(too_large(f"{path}"))
         binary.seek(0)
+        if other := other_format(binary):
+            raise InputError(f"{path} {other}")
         wide = binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         binary.seek(0)
         text = io.TextIOWrapper(binary, encoding="utf-16" if wide else "utf-8-sig", newline="")

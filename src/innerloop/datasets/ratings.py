@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from innerloop.datasets.columns import Lines, TextTable, as_number, numbers_of
+from innerloop.datasets.columns import Lines, TextTable, advice, as_number, numbers_of
 from innerloop.devices.files import user_path
 from innerloop.episodes import InputError
 
@@ -183,13 +183,14 @@ class Packer:
         *time: Sequence[str],
     ) -> None:
         """Add rows. lines: of each. Raises InputError for an empty name and for what is no rating or time."""
-        for name, cells in zip(self.names, (users, items), strict=False):
-            if "" in cells:
-                raise InputError(f"{self.path}, line {lines[cells.index('')]}: {name} is empty")
+        named = [tuple(map(str.strip, cells)) for cells in (users, items)]
+        for name, column in zip(self.names, named, strict=False):
+            if "" in column:
+                raise InputError(f"{self.path}, line {lines[column.index('')]}: {name} is empty")
         before = len(self.values)
         u, i, v = (
             _numbered(known, cells)
-            for known, cells in ((self.users, users), (self.items, items), (self.values, values))
+            for known, cells in ((self.users, named[0]), (self.items, named[1]), (self.values, values))
         )
         self.numbers += [self._number(cell, lines, values) for cell in list(self.values)[before:]]
         sizes = (self.users, USER_BITS, "users"), (self.items, ITEM_BITS, "items"), (self.values, VALUE_BITS, "ratings")
@@ -205,7 +206,7 @@ class Packer:
         place = f"{self.path}, line {lines[cells.index(cell)]}: {self.names[2]}"
         number = as_number(cell)
         if number is None:
-            raise InputError(f"{place} is {cell!r}, which is no number")
+            raise InputError(f"{place} is {cell!r}, which is no number{advice(cell)}")
         if self.scale is not None and not self.scale[0] <= number <= self.scale[1]:
             raise InputError(f"{place} is {cell}, outside of the scale from {self.scale[0]:g} to {self.scale[1]:g}")
         return number

@@ -52,12 +52,13 @@ class PictureTable(NamedTuple):
     individual: str | None
 
 
-def read_table(path: Path, labelled: bool = True, label: str | None = None) -> PictureTable:
+def read_table(path: Path, labelled: bool = True, label: str | None = None, hint: str = "") -> PictureTable:
     """Return a table whose first line names its columns: see FILES, LABELS, SPLITS and INDIVIDUALS.
 
     Cells are separated by commas, semicolons, tabs or bars, whichever is most frequent in the first line. The text is
     UTF-8, or UTF-16 with a byte order mark. The table may be in a zip file, as pictures.zip/labels.csv.
-    labelled: whether a column of labels must be there. label: its name; None: the column of LABELS.
+    labelled: whether a column of labels must be there. label: its name; None: the column of LABELS. hint: end of the
+        message if there is no column of files.
     Raises InputError for a file that cannot be read, a column that is missing or there twice, several columns that may
     be the label, a row with another number of cells, and a table without rows.
     """
@@ -67,7 +68,7 @@ def read_table(path: Path, labelled: bool = True, label: str | None = None) -> P
     file = _column(names, FILES)
     if file is None:
         listed = some(filter(None, names), 10) or "none"
-        raise InputError(f"{path} has no column file (or {', '.join(FILES[1:])}), only {listed}")
+        raise InputError(f"{path} has no column file (or {', '.join(FILES[1:])}), only {listed}{hint}")
     of_label = _label_column(path, names, [row for _, row in body], labelled, label)
     individual = _column(names, [name for name in INDIVIDUALS if of_label is None or name != names[of_label].lower()])
     columns = (file, of_label, _column(names, SPLITS), individual)
@@ -179,6 +180,14 @@ def written(file: str, is_there: Callable[[str], bool]) -> str:
     """
     forms = (file, *(unicodedata.normalize(form, file) for form in ("NFC", "NFD")))
     return next(filter(is_there, dict.fromkeys(forms)), file)
+
+
+def is_file(path: Path) -> bool:
+    """Return True for a file that is there."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL character
+        return False
 
 
 def cells(path: Path) -> list[tuple[int, list[str]]]:

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from innerloop.datasets.columns import TextTable, as_number, numbers_of
+from innerloop.datasets.columns import TextTable, advice, as_number, is_marked, numbers_of
 from innerloop.datasets.files import BROKEN_ZIP, opened
 from innerloop.datasets.images import named_splits, splits_by_name
 from innerloop.datasets.layouts import SPLIT_NAMES
@@ -21,6 +21,8 @@ log = logging.getLogger("innerloop")
 
 KINDS = ("auto", "regression", "classification")
 PARTS = ("support", "query")
+FEW_VALUES = 10
+"""Number of different whole targets, written with a point, up to which they may be classes."""
 LARGEST = 8 * 2**30
 """Bytes of the largest array that is read."""
 
@@ -63,8 +65,8 @@ def load(
         fractions; without part, support and query are drawn anew for each episode.
     target: columns with the targets. features: columns with the inputs, None: all others. An .npz file has one array
         for each, x (n, *features) in place of the features; the first of `target` is its y.
-    kind: "regression", "classification", or by the type of the targets: text, whole numbers without a point, and
-        booleans are classes.
+    kind: "regression", "classification", or by the type of the targets: text, whole numbers without a point (or of an
+        integer type), and booleans are classes; 1.0 is a number to regress.
 
     Raises InputError that names file, column and row for what is missing or no number. Warns of a feature that equals
     the target.
@@ -118,7 +120,7 @@ def _text(
     of = {kind: list(names) for kind, names in wanted.items()}
     special = [name for names in of.values() for name in names]
     table.require(special)
-    names = [name for name in table.names if name not in special] if features is None else list(features)
+    names = _without_index(path, table.names, special) if features is None else list(features)
     if not names:
         raise InputError(f"{path} has no columns of features beside {', '.join(special)}")
     cells: list[list[str]] = [[] for _ in special]
@@ -132,6 +134,14 @@ def _text(
     named = dict(zip(special, cells, strict=True))
     found = {kind: [named[name] for name in kinds] for kind, kinds in of.items()}
     return found, np.concatenate(numbers) if numbers else np.empty((0, len(names)), np.float32), names
+
+
+def _without_index(path: Path, names: Sequence[str], special: Sequence[str]) -> list[str]:
+    """Return the names of the features: of all other columns, without an index as pandas and R write it."""
+    index = [name for i, name in enumerate(names) if (i == 0 and not name) or name.startswith("__index_level_")]
+    if index:
+        log.warning("%s: the column %s is an index, and is left out", path, index[0] or "without a name")
+    return [name for name in names if name not in special and name not in index]
 
 
 def _arrays(
@@ -195,35 +205,57 @@ def _parquet(
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from error
     special = [name for names in wanted.values() for name in names]
-    names = [name for name in table.column_names if name not in special] if features is None else list(features)
+    names = _without_index(path, table.column_names, special) if features is None else list(features)
     for name in [*special, *names]:
         if table.column_names.count(name) != 1:
             raise InputError(f"{path} has no column {name}; its columns are {some(table.column_names, 10)}")
     plain = {name: table.column(name).to_numpy() for name in [*special, *names]}
-    for name in names:
-        bad = plain[name].dtype.kind not in "fiub" or not np.isfinite(plain[name].astype(np.float64)).all()
-        if bad:
-            raise InputError(f"{path}: {name} has something that is no number; its type is {plain[name].dtype}")
+    for name, column in plain.items():
+        row = _first_missing(column, table.column(name).null_count)
+        if row is not None:
+            raise InputError(f"{path}: {name} is empty in row {row + 1}")
+        if name in names and (column.dtype.kind not in "fiub" or not np.isfinite(column.astype(np.float64)).all()):
+            raise InputError(f"{path}: {name} has something that is no number; its type is {column.dtype}")
     x = np.stack([plain[name] for name in names], 1).astype(np.float32)
     return {kind: [plain[name] for name in kinds] for kind, kinds in wanted.items()}, x, names
 
 
+def _first_missing(column: np.ndarray, nulls: int) -> int | None:
+    """Return the first row of a column of a .parquet file that is null or NaN; None if there is none."""
+    if column.dtype.kind == "f":
+        missing = np.isnan(column)
+    elif nulls:
+        missing = np.array([cell is None or cell != cell for cell in column])
+    else:
+        return None
+    return int(np.argmax(missing)) if missing.any() else None
+
+
 def _targets(path: Path, columns: Sequence[Any], kind: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return the targets, as float32 (n, targets) or as numbers of classes (n,), and the classes."""
-    first = columns[0]
+    first, chosen = columns[0], kind
     texts = [str(cell) for cell in first] if len(columns) == 1 else []
     if kind == "auto":
         typed = np.asarray(first).dtype.kind
+        marked = next((i for i, text in enumerate(texts) if is_marked(text)), None)
+        if marked is not None and 2 * sum(map(is_marked, texts)) > len(texts):
+            raise InputError(f"{path}: the target of row {marked + 1} is {texts[marked]!r}{advice(texts[marked])}")
         names = typed in "OUS" and all(text.lstrip("+-").isdigit() or as_number(text) is None for text in texts)
         kind = "classification" if len(columns) == 1 and (typed in "iub" or names) else "regression"
     if kind == "regression":
         numbers = [[as_number(str(cell)) for cell in column] for column in columns]
         for column in numbers:
             if None in column:
-                raise InputError(
-                    f"{path}: the target of row {column.index(None) + 1} is no number; kind=classification?"
-                )
-        return np.array(numbers, np.float32).T, ()
+                row = column.index(None)
+                hint = advice(str(columns[numbers.index(column)][row])) or "; kind=classification?"
+                raise InputError(f"{path}: the target of row {row + 1} is no number{hint}")
+        y = np.array(numbers, np.float32).T
+        if chosen == "auto" and (few := np.unique(y)).size <= FEW_VALUES and np.array_equal(few, few.round()):
+            listed = some(map(str, few.tolist()))
+            log.warning(
+                "%s: the targets %s are numbers to regress; data.kind=classification makes them classes", path, listed
+            )
+        return y, ()
     if len(columns) > 1:
         raise InputError(f"data.target names {len(columns)} columns, and a class is in one: kind=classification")
     empty = [i for i, text in enumerate(texts) if text.strip() in ("", "nan", "None")]

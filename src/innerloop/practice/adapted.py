@@ -28,6 +28,7 @@ from innerloop.practice.heads import MEANS, Scores, closed_form, in_their_span
 from innerloop.practice.learned import RunMethod
 from innerloop.practice.predictions import Predictions, as_classes, joined
 from innerloop.practice.reading import Listing, Pictures, read_all, without_twins
+from innerloop.practice.table_checks import new_rows
 from innerloop.practice.tables import TableForm
 from innerloop.practice.twins import SIDE, copies_in, groups_of, near, prints_of, warnings_of_copies
 from innerloop.practice.validation import Fit, HeldOut, hold_out
@@ -85,11 +86,11 @@ class Adapted:
         if not 0 <= look_below <= 1:
             raise InputError(f"look_below must be from 0 to 1, got {look_below}")
         if isinstance(self.embedding, TableForm):
-            rows = self.embedding.read(Path(query))
+            rows, warnings = new_rows(self.embedding, Path(query), self.classes)
             if not rows.files:
-                raise InputError(nothing_to_use("query", query, rows.listing.skipped))
-            rows = replace(rows, listing=self._with_classes(rows.listing))
-            return joined([self._predict(rows, rows.listing, look_below)], rows.listing.skipped)
+                raise InputError(nothing_to_use("query", query, rows.listing.skipped, "row"))
+            found = self._predict(rows, rows.listing, look_below)
+            return replace(joined([found], rows.listing.skipped), warnings=warnings)
         listing = self._with_classes(find(Path(query), labelled=False, label=self.about.get("label")))
         skipped, parts, several = list(listing.skipped), list[Predictions](), list[str]()
         for start in range(0, len(listing.files), BLOCK):
@@ -282,11 +283,11 @@ def classes_of(pictures: Pictures, support: "Path | str") -> list[str]:
     return classes
 
 
-def nothing_to_use(what: str, path: "Path | str", skipped: Sequence[tuple[str, str]]) -> str:
+def nothing_to_use(what: str, path: "Path | str", skipped: Sequence[tuple[str, str]], noun: str = "picture") -> str:
     """Return the message for a source without any picture that can be used."""
     reasons = "; ".join(f"{file[:100]} {reason[:200]}" for file, reason in skipped[:3]) or "it is empty"
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    return f"{what}={path} holds no picture that can be used: {reasons}{more}"
+    return f"{what}={path} holds no {noun} that can be used: {reasons}{more}"
 
 
 def calibrated(held_out: HeldOut, y: Tensor, false_alarms: float) -> tuple[str, tuple[float, float]]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from innerloop.datasets.tables import TABLES, is_of_pictures
+from innerloop.datasets.files import opened, other_format
+from innerloop.datasets.tables import TABLES, is_file, is_of_pictures
 from innerloop.devices.files import user_path
 from innerloop.errors import InputError
 from innerloop.practice.adapted import FALSE_ALARMS, Adapted, adapt
@@ -52,7 +53,14 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("support", "query", "out", "run", "model"):
             if getattr(self, name) == "":
-                raise InputError(f"{name}= is empty: give a path, or leave {name} out")
+                what = {"out": "a new folder", "support": "labelled pictures, or a table of labelled rows"}
+                raise InputError(f"{name}= is empty: give {what.get(name, f'a path, or leave {name} out')}")
+        for name in ("support", "query"):
+            path = user_path(getattr(self, name) or ".")
+            if is_file(path):
+                with opened(path) as binary:
+                    if other := other_format(binary):
+                        raise InputError(f"{name}={path} {other}")
         if (self.support is None) == (self.model is None):
             raise InputError("give support=LABELLED, labelled pictures, or model=DIR, what an adaptation left")
         if self.model is not None:

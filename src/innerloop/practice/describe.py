@@ -101,14 +101,14 @@ def _vectors(pictures: Pictures, workers: int) -> Tensor | None:
     return again.x if again.files == pictures.files else None
 
 
-def doubtful(classes: Sequence[str], given: Collection[str]) -> list[str]:
-    """Return warnings of classes that none of the pictures is left of, and of names that are alike, in sentences.
+def doubtful(classes: Sequence[str], given: Collection[str], noun: str = "picture") -> list[str]:
+    """Return warnings of classes that no picture (or other noun) is left of, and of names that are alike, in sentences.
 
     given: names of the classes that labelled pictures were given for.
     """
     lost = sorted(set(given) - set(classes))
     listed = some(lost)
-    found = [f"No picture of {listed} can be used, so the model has no such class: see skipped.csv."] if lost else []
+    found = [f"No {noun} of {listed} can be used, so the model has no such class: see skipped.csv."] if lost else []
     if names := alike(classes):
         found.append(f"{names[:1].upper()}{names[1:]}: if these are one, give them one name.")
     return found

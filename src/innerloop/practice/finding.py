@@ -76,7 +76,7 @@ def _from_table(
     refused: Mapping[str, str] | None = None,
 ) -> Listing:
     """names, refused: of the source, if it was given: a row may then name a file without its folders."""
-    read = read_table(source / table, labelled, label)
+    read = read_table(source / table, labelled, label, "; for a table of numbers give label=COLUMN")
     pictures = [name for name in names if name.lower().endswith(PICTURES)]
     places = Places(source, pictures)
     found: dict[str, set[tuple[str | None, str | None]]] = {}

@@ -26,7 +26,7 @@ class Predictions:
     None where there is none. in_support, near_support: (n,), whether the same picture, or one that it looks like a
     copy of, is among the labelled ones.
     look_below: probability below which a prediction is flagged. listing: where the files are. noun: what one is
-    called, "picture" or "row".
+    called, "picture" or "row". warnings: sentences about the new rows of a table.
     """
 
     classes: list[str]
@@ -41,6 +41,7 @@ class Predictions:
     skipped: list[Skipped]
     listing: Listing = field(repr=False)
     noun: str = "picture"
+    warnings: Sequence[str] = ()
 
     @property
     def predicted(self) -> np.ndarray:
@@ -109,6 +110,8 @@ class Predictions:
             "among_the_labelled": int(self.in_support.sum()),
             "copies_of_labelled": int(self.near_support.sum()),
         }
+        if self.warnings:
+            found["warnings"] = list(self.warnings)
         if evaluation := self.evaluation():
             found["evaluation"] = evaluation
         return found

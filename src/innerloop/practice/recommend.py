@@ -1,8 +1,9 @@
 """Recommendations for a new user: a run on ratings is adapted to the user's own few, and predicts all other items."""
 
+import difflib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from innerloop.datasets.columns import TextTable, as_number
+from innerloop.datasets.columns import TextTable, advice, as_number
 from innerloop.devices.files import user_path
 from innerloop.episodes import InputError, Samples
 from innerloop.errors import some
@@ -24,6 +25,8 @@ log = logging.getLogger("innerloop")
 
 SHOWN = 10
 """Number of recommended items that are printed; predictions.csv has all of them."""
+CLOSEST = 3
+"""Number of names that are not known for which a message has the closest known ones."""
 COLUMNS = ("item", "predicted", "training_ratings")
 
 
@@ -111,12 +114,11 @@ def own_ratings(path: Path, data: dict[str, Any], tasks: Ratings) -> tuple[dict[
     numbers = {name: i for i, name in enumerate(tasks.dataset.items)}
     (low, high), found, unknown = tasks.dataset.scale, dict[int, float](), list[str]()
     for block in table.blocks([item, rating]):
-        for i, (name, cell) in enumerate(zip(*block.columns, strict=True)):
-            value = as_number(cell)
+        for i, (written, cell) in enumerate(zip(*block.columns, strict=True)):
+            name, value = written.strip(), as_number(cell)
             if value is None or not low <= value <= high:
-                raise InputError(
-                    f"{path}, line {block.lines[i]}: {rating} is {cell!r}; it must be from {low:g} to {high:g}"
-                )
+                scale = f"it must be from {low:g} to {high:g}{advice(cell)}"
+                raise InputError(f"{path}, line {block.lines[i]}: {rating} is {cell!r}; {scale}")
             if name not in numbers:
                 unknown.append(name)
             elif numbers[name] in found:
@@ -124,10 +126,25 @@ def own_ratings(path: Path, data: dict[str, Any], tasks: Ratings) -> tuple[dict[
             else:
                 found[numbers[name]] = value
     if not found:
-        raise InputError(f"{path} rates no item that the run knows" + (f", but {some(unknown)}" * bool(unknown)))
+        raise InputError(
+            f"{path} rates no item that the run knows"
+            + (f", but {some(unknown)}" * bool(unknown))
+            + closest(unknown, numbers)
+        )
     if unknown:
         log.warning("%d items of %s are not known to the run and left out: %s", len(unknown), path, some(unknown))
     return found, unknown
+
+
+def closest(unknown: Sequence[str], known: Iterable[str]) -> str:
+    """Return the end of a message about names that are not known: what is close to the first of them, or ""."""
+    folded = {name.casefold(): name for name in known}
+    found = [
+        f"{name} is {folded[near[0]]}"
+        for name in unknown[:CLOSEST]
+        if (near := difflib.get_close_matches(name.casefold(), folded, 1))
+    ]
+    return f"; perhaps {', '.join(found)}" if found else ""
 
 
 def closing(found: Recommendations, out: Path) -> str:

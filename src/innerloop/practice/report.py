@@ -71,10 +71,13 @@ def _given(about: dict[str, Any], sources: dict[str, str]) -> str:
 
 
 def _notes(about: dict[str, Any]) -> str:
-    warnings = "".join(f"<li>{text(line)}</li>" for line in about["warnings"])
     remarks = "".join(f"<li>{text(line[:1].upper() + line[1:])}.</li>" for line in about["remarks"])
-    found = f'<div class="warning"><strong>Beware</strong><ul>{warnings}</ul></div>' if warnings else ""
-    return found + (f'<ul class="remarks">{remarks}</ul>' if remarks else "")
+    return _beware(about["warnings"]) + (f'<ul class="remarks">{remarks}</ul>' if remarks else "")
+
+
+def _beware(lines: Sequence[str]) -> str:
+    warnings = "".join(f"<li>{text(line)}</li>" for line in lines)
+    return f'<div class="warning"><strong>Beware</strong><ul>{warnings}</ul></div>' if warnings else ""
 
 
 def _quality(adapted: Adapted, predictions: Predictions | None) -> list[str]:
@@ -173,6 +176,7 @@ def _new_pictures(predictions: Predictions, workers: int, noun: str) -> list[str
     looks = summary["look"]
     found = [
         f"<h2>New {noun}s</h2>",
+        _beware(predictions.warnings),
         f"<p>{summary['pictures']} {noun}s were predicted; <strong>{looks}</strong> deserve a look"
         f"{_reasons(predictions)} (column <code>look</code> of predictions.csv).</p>",
         "<table class='counts'><tr><th>class</th><th class='number'>predicted</th></tr>"

@@ -1,6 +1,7 @@
 """What the labelled pictures themselves say of a classifier: every one is predicted by models that have not seen it."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -42,10 +43,10 @@ def hold_out(
     Each picture is left out alone if there are at most `most_folds`; otherwise they are left out in `FOLDS` parts, or
     in as many as `most_folds`, none of which holds all pictures of a class.
 
-    groups: (n,) numbers of the groups whose pictures are left out together, such as copies; then a class needs pictures
-    of several groups. None: each picture is a group.
+    groups: (n,) number of the group of each picture, such as copies; None: each picture is a group. Those of one group
+    are left out together, if each of their classes is in another group, too.
     """
-    parts = _parts(y, classes, most_folds, torch.arange(len(y)) if groups is None else groups)
+    parts = _parts(y, torch.arange(len(y)) if groups is None else groups, most_folds)
     if not parts:
         return None
     found: dict[str, list[tuple[Tensor, Scores]]] = {}
@@ -55,37 +56,38 @@ def hold_out(
             kept[out] = False
             for name, model in fit(x[kept], y[kept], classes).items():
                 found.setdefault(name, []).append((out, model(x[out])))
-    complete = {name: scored for name, scored in found.items() if len(scored) == len(parts)}
+    complete = {name: of_name for name, of_name in found.items() if len(of_name) == len(parts)}
     order = torch.cat(parts)
     back = order.argsort()
     scores = {
-        name: Scores(*(torch.cat([s[i] for _, s in scored])[back] for i in range(2)))
-        for name, scored in complete.items()
+        name: Scores(*(torch.cat([s[i] for _, s in of_name])[back] for i in range(2)))
+        for name, of_name in complete.items()
     }
     return HeldOut(order[back], scores, len(parts))
 
 
-def _parts(y: Tensor, classes: int, most_folds: int, groups: Tensor) -> list[Tensor]:
-    """Return the numbers of the pictures that are left out together, part by part."""
-    number = torch.unique(groups, return_inverse=True)[1]
-    pairs = torch.unique(torch.stack([number, y]), dim=1)
-    index = torch.nonzero(torch.bincount(pairs[1], minlength=classes)[y] > 1).flatten()
-    if not len(index):
-        return []
-    # Class by class, so that the pictures of one class are in as many parts as possible.
-    index = index[y[index].argsort(stable=True)]
+def _parts(y: Tensor, groups: Tensor, most_folds: int) -> list[Tensor]:
+    """Return the numbers of the pictures of each part that is left out. No part holds all groups of a class."""
     members: dict[int, list[int]] = {}
-    for i in index.tolist():
-        members.setdefault(int(number[i]), []).append(i)
-    units = [torch.tensor(unit) for unit in members.values()]
-    folds = len(units) if len(units) <= most_folds else min(FOLDS, most_folds)
-    total = torch.bincount(y, minlength=classes)
-    found = []
-    for fold in range(folds):
-        together = torch.cat(units[fold::folds])
-        empties = (torch.bincount(y[together], minlength=classes) == total) & (total > 0)
-        found += units[fold::folds] if empties.any() else [together]
-    return found
+    # Class by class, so that the pictures of one class are in as many parts as possible.
+    for i in y.argsort(stable=True).tolist():
+        members.setdefault(int(groups[i]), []).append(i)
+    classes_of = {group: {int(y[i]) for i in places} for group, places in members.items()}
+    counts = Counter(c for found in classes_of.values() for c in found)
+    out = [group for group, found in classes_of.items() if all(counts[c] > 1 for c in found)]
+    if len(out) <= most_folds:
+        return [torch.tensor(members[group]) for group in out]
+    folds = min(FOLDS, most_folds)
+    parts, held = [list[int]() for _ in range(folds)], [Counter[int]() for _ in range(folds)]
+    for number, group in enumerate(out):
+        for fold in ((number + k) % folds for k in range(folds)):
+            if all(held[fold][c] + 1 < counts[c] for c in classes_of[group]):
+                parts[fold] += members[group]
+                held[fold].update(classes_of[group])
+                break
+        else:
+            parts.append(members[group])
+    return [torch.tensor(part) for part in parts if part]
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def closing_table(results: Mapping[str, Any], metric: str, run_dir: Path, beside
     lines = [
         f"{results['algo']} on {results['data']} ({results['net']}, {results['parameters']:,} parameters), "
         f"seed {results['seed']}{trained}",
-        f"{test['episodes']} test episodes{_conditions(results)}:",
+        f"{_episodes(test['episodes'])}{_conditions(results)}:",
         f"  {'inner steps':<18}{metric:>10}{'± 95 %':>10}{'median':>10}",
     ]
     shown = [("before adaptation", test["unadapted"])]
@@ -105,6 +105,10 @@ def closing_table(results: Mapping[str, Any], metric: str, run_dir: Path, beside
             cells = "".join(f" {_number(entry[metric][part]):>9}" for part in ("mean", "ci95", "median"))
             lines.append(f"  {name:<{width}}{cells}{entry['episodes']:>10}")
     return "\n".join(["", *lines, f"run directory: {run_dir}"])
+
+
+def _episodes(count: int) -> str:
+    return f"{count} test episodes" if count != 1 else "1 test episode, and an interval needs two or more test tasks"
 
 
 def _number(value: float | None) -> str:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from innerloop.adaptation import Adaptation, Engine
 from innerloop.adaptation.engine import Outputs
+from innerloop.devices.random_state import random_state
 from innerloop.episodes import (
     Episode,
     InputError,
@@ -142,7 +143,10 @@ class MetaLearner(LightningModule):
     @torch.no_grad()
     def report_on(self, weights: Weights, episode: Episode) -> Outputs:
         """Return the query metrics under these weights at steps that are logged, else nothing."""
-        return self.metrics(self.query_net(episode), weights, episode.query) if self._reporting else {}
+        if not self._reporting:
+            return {}
+        with random_state()():  # dropout draws here what training draws next, so that logging changes nothing
+            return self.metrics(self.query_net(episode), weights, episode.query)
 
     def evaluate_episode(self, episode: Episode) -> Outputs:
         """Return each query metric before any adaptation and after 0, 1, …, K inner steps, (1 + K + 1,)."""

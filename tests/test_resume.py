@@ -115,6 +115,11 @@ def test_the_initial_value_of_what_was_learned_is_refused(train: Any, here: Here
     status, err = here("train.py", f"resume={tmp_path / 'run'}", "algo.inner_lr=0.5")
     assert status == 1
     assert "algo.inner_lr=0.5 would have no effect" in err
+    status, err = here("evaluate.py", f"run={tmp_path / 'run'}", "algo.inner_lr=0.5")
+    assert status == 1
+    assert "algo.inner_lr=0.5 would have no effect" in err
+    assert not (tmp_path / "run" / "evaluations").exists()
+    assert here("evaluate.py", f"run={tmp_path / 'run'}", "algo.eval_inner_steps=2")[0] == 0
 
 
 class Dropping(MLP):

@@ -78,6 +78,95 @@ def test_threads_are_in_the_modes_of_the_thread_that_asks() -> None:
     assert engine.map(lambda e: objective(e)[1], batch)["half"].tolist() == [0] * 4
 
 
+@pytest.mark.parametrize("functional", [False, True])
+def test_nets_that_draw_random_numbers_repeat_in_threads(functional: bool) -> None:
+    class Functional(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(x, training=self.training)
+
+    batch = class_batch(tasks=6, ways=3, shots=2, queries=2)
+
+    def found(engine: str, chunk: int | None, training: bool) -> list[Tensor]:
+        learner = conv_learner(engine, chunk)
+        learner.net.body.append(Functional() if functional else nn.Dropout())
+        learner.train(training)
+        torch.manual_seed(1)
+        first, second = all_of(learner, batch), all_of(learner, batch)
+        assert not training or not torch.equal(first[0], second[0]), "each meta-batch draws anew"
+        return [*first, *second]
+
+    for a, b in zip(found("threads", 3, True), found("loop", None, True), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(found("threads", 3, False), found("loop", None, False), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_nets_that_draw_nothing_stay_in_threads() -> None:
+    seen = set()
+
+    def function(episode: Episode) -> dict[str, Tensor]:
+        seen.add(threading.get_ident())
+        meeting.wait(timeout=60)
+        return {"value": torch.zeros(())}
+
+    engine, batch = conv_learner("threads", 2).engine, class_batch(tasks=2, ways=3, shots=1, queries=1)
+    for _ in range(2):
+        meeting = threading.Barrier(2)
+        engine.map(function, batch)
+    assert threading.get_ident() not in seen
+
+
+# Nets that vmap cannot run.
+
+
+class Recurrent(nn.Module):
+    """Reads the entries of x one after the other, by an LSTM or a GRU."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.body, self.head = kind(1, 6, batch_first=True), nn.Linear(6, 1)  # type: ignore[call-arg]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x[..., None])[0][:, -1])
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_nets_run_in_a_loop(kind: type[nn.Module]) -> None:
+    found, batch = [], regression_batch(3, 4, 4)
+    for engine in ("auto", "loop"):
+        torch.manual_seed(0)
+        found.append(all_of(MAML(Recurrent(kind), squared, inner_lr=0.1, inner_steps=2, engine=engine), batch))
+    close(found[0], found[1])
+    with pytest.raises(InputError, match="engine=vmap cannot run this net: use engine=loop"):
+        all_of(MAML(Recurrent(kind), squared, inner_lr=0.1, engine="vmap"), batch)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("can't allocate memory")])
+def test_a_full_memory_is_no_reason_for_a_loop(error: RuntimeError) -> None:
+    def function(episode: Episode) -> dict[str, Tensor]:
+        if torch._C._functorch.is_functorch_wrapped_tensor(episode.query.x):
+            raise error
+        return {}
+
+    engine = Engine("auto", [])
+    with pytest.raises(RuntimeError, match=str(error)):
+        engine.map(function, regression_batch(3, 4, 4))
+    assert engine.resolve(torch.device("cpu")) == "vmap"
+
+
+def test_to_try_vmap_draws_nothing() -> None:
+    batch = regression_batch(3, 4, 4)
+    net = MLP(3, [5], 1)
+    net.body.append(nn.Dropout())
+    values = []
+    for engine in ("auto", "loop"):
+        learner = MAML(net, squared, engine=engine)
+        torch.manual_seed(1)
+        values.append(learner.engine.map(learner.evaluate_episode, batch)["loss"])
+    torch.testing.assert_close(*values)
+
+
 def test_what_fails_in_a_thread_fails() -> None:
     def function(episode: Episode) -> dict[str, Tensor]:
         raise InputError("no")

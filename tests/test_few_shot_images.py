@@ -171,3 +171,5 @@ def test_labelled_images_fit_together() -> None:
         LabelledImages(images, names, np.array([1, 1, 1]), splits)
     with pytest.raises(InputError, match="uint8"):
         LabelledImages(images.float(), names, counts, splits)
+    with pytest.raises(InputError, match=r"images must be a tensor: torch.from_numpy\(images\)"):
+        LabelledImages(images.numpy(), names, counts, splits)  # type: ignore[arg-type]

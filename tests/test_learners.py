@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from innerloop.adaptation import Chain, Generate, GradientSteps
-from innerloop.episodes import Episode, Samples, Weights
+from innerloop.episodes import Episode, InputError, Samples, Weights
 from innerloop.errors import DivergedError
 from innerloop.learners import MAML, Hybrid, HyperNet, MetaLearner
 from innerloop.learners.hypernet import RelationLearner
+from innerloop.learners.learner import Phase
 from innerloop.nets import MLP, Conv4, Generator, Linear
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -213,6 +214,72 @@ def test_accumulated_halves_equal_the_whole_meta_batch() -> None:
     for a, b, start in zip(whole.parameters(), accumulated.parameters(), maml().parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
         assert (a - start).abs().max() > 1e-3
+
+
+class PartByPart(MAML):
+    """Body and head have a phase each; `order` says which of them comes first."""
+
+    order: tuple[str, ...] = ("body", "head")
+
+    def phases(self) -> list[Phase]:
+        return [Phase(part, self.query_objective) for part in self.order]
+
+    def groups(self) -> dict[str, Any]:
+        return {part: [(0.5, list(self.net.get_submodule(part).parameters()))] for part in self.order}
+
+
+@pytest.mark.parametrize("first", ["body", "head"])
+def test_phases_accumulate_what_is_their_own(first: str) -> None:
+    """The first phase of an outer update sees the same weights as the one update of a learner without phases."""
+    halves = [regression_batch(tasks=3, shots=5, queries=4, seed=s) for s in range(2)]
+
+    def trained(kind: type[MAML]) -> MAML:
+        torch.manual_seed(0)
+        learner = kind(MLP(3, [5], 1), squared, inner_lr=0.1, optimizer="sgd", outer_lr=0.5, accumulate=2)
+        trainer(max_epochs=1).fit(learner, loader(halves))
+        return learner
+
+    kind = type("PartByPart", (PartByPart,), {"order": (first, *({"body", "head"} - {first}))})
+    whole, parts = trained(MAML), trained(kind)
+    for name, p in parts.net.get_submodule(first).named_parameters():
+        torch.testing.assert_close(p, whole.net.get_submodule(first).get_parameter(name), rtol=1e-12, atol=1e-12)
+
+
+class OwnOptimizer(MAML):
+    """Makes its optimizer by itself, and its schedule if there is one."""
+
+    make_schedule: Any = None
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.5)
+        return ([optimizer], [self.make_schedule(optimizer)]) if self.make_schedule else optimizer
+
+
+def own_optimizer(schedule: Any = None) -> MAML:
+    torch.manual_seed(0)
+    kind = type("Own", (OwnOptimizer,), {"make_schedule": staticmethod(schedule) if schedule else None})
+    return kind(MLP(3, [5], 1), squared, inner_lr=0.1, outer_lr=99.0)
+
+
+def test_a_learner_may_make_its_own_optimizers_and_schedules() -> None:
+    batches = [regression_batch(tasks=3, shots=5, queries=4, seed=s) for s in range(4)]
+    plain, rates = fit(maml(), batches), Rates()
+    for a, b in zip(plain.parameters(), fit(own_optimizer(), batches).parameters(), strict=True):
+        assert torch.equal(a, b), "the same optimizer, made elsewhere"
+    halved = own_optimizer(lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.1))
+    fit(halved, batches, callbacks=[rates])
+    np.testing.assert_allclose(rates.steps, [[0.5], [0.5], [0.05], [0.05]])
+
+
+def test_optimizers_that_do_not_fit_are_refused() -> None:
+    batch = regression_batch(tasks=3, shots=5, queries=4)
+    plateau = own_optimizer(torch.optim.lr_scheduler.ReduceLROnPlateau)
+    with pytest.raises(InputError, match="ReduceLROnPlateau is not supported"):
+        fit(plateau, [batch])
+    single = type("Single", (OwnOptimizer,), {"phases": PartByPart.phases, "groups": PartByPart.groups})
+    single.order = ("body", "head")
+    with pytest.raises(InputError, match="one optimizer per phase, so 2"):
+        fit(single(MLP(3, [5], 1), squared, inner_lr=0.1), [batch])
 
 
 def test_outer_clip_bounds_the_norm_and_keeps_the_direction() -> None:

@@ -135,6 +135,12 @@ def test_steps_checkpoints_and_more_episodes(runs: Any) -> None:
     assert run.evaluate(steps="validation")["test"]["step"] in range(11)
     float32 = Samples(support.x.float(), support.y.float())
     assert run.adapt(float32)["head.weight"].dtype == torch.float64, "in the learner's own precision"
+    arrays = run.adapt((support.x.numpy().astype(np.float32), support.y.numpy().astype(np.float32)))  # type: ignore
+    for name, w in run.adapt(float32).items():
+        assert torch.equal(arrays[name], w)
+    assert torch.equal(run.predict(arrays, support.x.numpy()), run.predict(arrays, support.x))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="give tensors or arrays of numbers, got list"):
+        run.predict(arrays, [[1.0]])  # type: ignore[arg-type]
 
 
 def test_evaluation_on_other_data(runs: Any) -> None:

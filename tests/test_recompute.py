@@ -71,6 +71,38 @@ def test_each_step_runs_twice_in_its_own_modes_and_evaluation_once(autocast: boo
     assert len(seen) == 3
 
 
+@pytest.mark.usefixtures("float64")
+def test_the_second_run_draws_the_dropout_of_the_first() -> None:
+    torch.manual_seed(0)
+    net = MLP(3, [20], 1, activation="tanh")
+    net.body.append(nn.Dropout(0.5))
+    learner = MAML(net, squared, inner_lr=0.1, inner_steps=2, engine="loop", checkpoint_inner_steps=True)
+    batch, parameters = regression_batch(3, 4, 4), list(net.parameters())
+
+    def value_and_grad() -> tuple[float, list[Tensor]]:
+        torch.manual_seed(1)
+        value, gradient, _ = learner.engine.value_and_grad(learner.query_objective, parameters, batch)
+        return value.item(), gradient
+
+    def value_at(step: float) -> float:
+        start = nn.utils.parameters_to_vector(parameters).detach()
+        nn.utils.vector_to_parameters(start + step * direction, parameters)
+        value, _ = value_and_grad()
+        nn.utils.vector_to_parameters(start, parameters)
+        return value
+
+    _, gradient = value_and_grad()
+    after = torch.get_rng_state()
+    flat = nn.utils.parameters_to_vector(gradient)
+    direction = torch.randn_like(flat)
+    slope = (flat @ direction).item()
+    assert slope == pytest.approx((value_at(1e-6) - value_at(-1e-6)) / 2e-6, rel=1e-6)
+    assert abs(slope) > 0.01
+    learner.adaptation.recompute = False
+    value_and_grad()
+    assert torch.equal(torch.get_rng_state(), after), "the second run leaves the generator as it was"
+
+
 def test_what_needs_no_gradient_gets_none() -> None:
     a, b = torch.randn(3, requires_grad=True), torch.arange(3)
     (product,) = recomputed(lambda a, b: (a * b,), a, b)

@@ -16,6 +16,7 @@ from conftest import SHORT, Here
 
 from innerloop.devices import files
 from innerloop.errors import WriteError
+from innerloop.nets import MLP
 from innerloop.runs.locks import LOCK, locked
 from innerloop.runs.record import read_checkpoint, write_checkpoint
 from innerloop.runs.tracking.metrics_file import read_rows
@@ -114,6 +115,34 @@ def test_the_initial_value_of_what_was_learned_is_refused(train: Any, here: Here
     status, err = here("train.py", f"resume={tmp_path / 'run'}", "algo.inner_lr=0.5")
     assert status == 1
     assert "algo.inner_lr=0.5 would have no effect" in err
+    status, err = here("evaluate.py", f"run={tmp_path / 'run'}", "algo.inner_lr=0.5")
+    assert status == 1
+    assert "algo.inner_lr=0.5 would have no effect" in err
+    assert not (tmp_path / "run" / "evaluations").exists()
+    assert here("evaluate.py", f"run={tmp_path / 'run'}", "algo.eval_inner_steps=2")[0] == 0
+
+
+class Dropping(MLP):
+    """Has dropout before its head."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.nn.functional.dropout(self.body(x), 0.3, self.training))
+
+
+def test_a_resumed_run_draws_the_dropout_of_an_uninterrupted_one(train: Any, tmp_path: Path) -> None:
+    """Whatever is logged, too: the two runs log at other steps."""
+    words = (*TINY, "trainer.log_every=4", "logger=csv", "algo=maml", "net._target_=test_resume.Dropping")
+
+    def last(run_dir: Path, *arguments: str) -> dict[str, torch.Tensor]:
+        train("allow=[test_resume]", *arguments)
+        return read_checkpoint(run_dir / "checkpoints" / "last.ckpt")["state_dict"]
+
+    first, whole = tmp_path / "first", tmp_path / "whole"
+    half = last(first, *words, "trainer.max_steps=2", f"hydra.run.dir={first}")
+    resumed = last(first, f"resume={first}", "trainer.max_steps=4")
+    uninterrupted = last(whole, *words, f"hydra.run.dir={whole}")
+    assert all(torch.equal(w, resumed[name]) for name, w in uninterrupted.items())
+    assert not all(torch.equal(w, resumed[name]) for name, w in half.items())
 
 
 def test_a_second_process_is_refused(run: Path, here: Here) -> None:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from innerloop.adaptation.compiled import Outputs
 from innerloop.adaptation.recompute import autocast_settings
 from innerloop.adaptation.records import SETTINGS, Records, compare
+from innerloop.devices.random_state import random_state
 from innerloop.episodes import Episode, InputError, MetaBatch, number_of_tasks, tasks_of
 from innerloop.nets.conv4 import convolutional
 from innerloop.nets.fused import fused_layers
@@ -69,6 +70,8 @@ class Engine:
         self.convolutional = any(map(convolutional, modules))
         self._checked: set[Hashable] = set()
         self._without_vmap = False
+        self._drawing: set[bool] = set()
+        """Whether functions drew random numbers in training (True) and in evaluation (False)."""
         self.fitted: dict[Callable, int] = {}
         self.records = Records(compile, strict=kind == "graph")
 
@@ -195,10 +198,25 @@ class Engine:
         return _join([out for outputs in self._each_share(run_share, batch) for out in outputs])
 
     def _each_share(self, function: Callable[[MetaBatch], Result], batch: MetaBatch) -> list[Result]:
-        """Return the function's results on consecutive shares of the tasks, in order: one share per worker."""
-        workers = 1
-        if self._kind_for(batch) == "threads":
-            workers = min(self.chunk or torch.get_num_threads(), number_of_tasks(batch))
+        """Return the function's results on consecutive shares of the tasks, in order: one share per worker.
+
+        There is one worker for functions that draw random numbers, such as nets with dropout: threads would draw from
+        torch's one stream in an order that is another one each time.
+        """
+        if self._kind_for(batch) != "threads":
+            return [function(batch)]
+        workers = min(self.chunk or torch.get_num_threads(), number_of_tasks(batch))
+        training, before = any(module.training for module in self.modules), torch.get_rng_state()
+        results = self._in_threads(function, batch, 1 if training in self._drawing else workers)
+        if training not in self._drawing and not torch.equal(before, torch.get_rng_state()):
+            self._drawing.add(training)
+            log.warning("this net draws random numbers, so tasks run one after the other and not in threads")
+            if workers > 1:
+                torch.set_rng_state(before)
+                return [function(batch)]
+        return results
+
+    def _in_threads(self, function: Callable[[MetaBatch], Result], batch: MetaBatch, workers: int) -> list[Result]:
         if workers == 1:
             return [function(batch)]
         tasks, threads = tasks_of(batch), torch.get_num_threads()
@@ -277,18 +295,19 @@ class Engine:
         key = (function, any(module.training for module in self.modules))
         if key in self._checked:
             return not self._without_vmap
-        with RefuseInexact():
-            function(tasks_of(batch)[0])
-        try:
-            torch.vmap(function)(tree_map(lambda t: t[:1], batch))
-        except RuntimeError as error:
-            if "vmap" not in str(error):
-                raise
-            reason = str(error).splitlines()[0].partition(". ")[0]
-            if self.kind != "auto" or self.compile:
-                raise InputError(f"engine=vmap cannot run this net: use engine=loop ({reason})") from error
-            log.warning("this net cannot run under torch.vmap, so tasks run one after the other (%s)", reason)
-            self._without_vmap = True
+        with random_state()():  # a resumed run tries once more, and draws the same after that
+            with RefuseInexact():
+                function(tasks_of(batch)[0])
+            try:
+                torch.vmap(function)(tree_map(lambda t: t[:1], batch))
+            except RuntimeError as error:  # whatever torch says: without vmap the function has just run
+                if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+                    raise
+                reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
+                if self.kind != "auto" or self.compile:
+                    raise InputError(f"engine=vmap cannot run this net: use engine=loop ({reason})") from error
+                log.warning("this net cannot run under torch.vmap, so tasks run one after the other (%s)", reason)
+                self._without_vmap = True
         self._checked.add(key)
         return not self._without_vmap
 

@@ -8,18 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from innerloop.devices.random_state import random_state
+
 Function = Callable[..., tuple[Tensor, ...]]
 
 
 def recomputed(function: Function, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Return function(*tensors), keeping only the tensors in memory for the derivative.
 
-    The function runs a second time for the first derivative (Chen et al., 2016). A second derivative is not supported,
-    but the function itself may take derivatives by `torch.func.grad`. It must not depend on anything other than the
-    tensors that is differentiated or that varies under vmap. Unlike `torch.utils.checkpoint`, which does not support
+    The function runs a second time for the first derivative (Chen et al., 2016), in which it draws the same random
+    numbers, such as those of dropout. A second derivative is not supported, but the function itself may take
+    derivatives by `torch.func.grad`. It must not depend on anything other than the tensors that is differentiated or
+    that varies under vmap. Unlike `torch.utils.checkpoint`, which does not support
     transforms of torch.func, this works under `torch.vmap`.
     """
-    return _Recomputed.apply(function, contextvars.copy_context(), autocast_settings(), *tensors)
+    return _Recomputed.apply(function, contextvars.copy_context(), (autocast_settings(), random_state()), *tensors)
 
 
 def autocast_settings() -> Callable[[], AbstractContextManager[None]]:
@@ -61,7 +64,8 @@ class _Recomputed(torch.autograd.Function):
             return ctx.function(*(next(values) if n else t for t, n in zip(tensors, needed, strict=True)))
 
         def vjp() -> tuple[Tensor, ...]:
-            with ctx.modes():
+            autocast, random = ctx.modes
+            with autocast(), random():
                 variables = [t for t, n in zip(tensors, needed, strict=True) if n]
                 return torch.func.vjp(function, *variables)[1](upstream)
 

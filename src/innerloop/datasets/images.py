@@ -36,14 +36,15 @@ class Pictures(Protocol):
 class LabelledImages:
     """Images of many classes, sorted by class, and the classes of each split.
 
-    images: (N, C, H, W) uint8, or `Pictures` of that shape. classes: name of each class.
+    images: a tensor (N, C, H, W) of uint8, or `Pictures` of that shape. classes: name of each class.
     counts: (classes,) int64, number of images per class.
-    first: (classes,) int64, index of each class's first image: class c is images[first[c] : first[c] + counts[c]].
     splits: class ids (int64) of each of the three splits. No class is in two of them.
     inverted: whether dark and light were exchanged when the pictures were read, so that ink is 255.
     groups: of each split, arrays of class ids that belong together, such as the characters of an alphabet; a class may
         be in several. None: the data have no hierarchy.
     whole_groups: whether Meta-Dataset's sampler takes all classes of a group, as it does of the nodes of WordNet.
+    first: (classes,) int64, index of each class's first image: class c is images[first[c] : first[c] + counts[c]]. It
+        follows from the counts and is no argument.
 
     Raises InputError if these do not fit together.
     """
@@ -58,6 +59,8 @@ class LabelledImages:
     first: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.images, np.ndarray):
+            raise InputError("images must be a tensor: torch.from_numpy(images)")
         if isinstance(self.images, Tensor) and (self.images.dtype != torch.uint8 or self.images.ndim != 4):
             raise InputError(
                 f"images must be uint8 of shape (N, C, H, W), got {tuple(self.images.shape)}, {self.images.dtype}"

@@ -8,11 +8,12 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils._pytree import tree_map
 
 from innerloop.adaptation import Adaptation, Engine
 from innerloop.adaptation.engine import Outputs
+from innerloop.devices.random_state import random_state
 from innerloop.episodes import (
     Episode,
     InputError,
@@ -26,7 +27,7 @@ from innerloop.episodes import (
 )
 from innerloop.errors import DivergedError
 from innerloop.learners.keywords import flattened
-from innerloop.learners.outer_loop import Group, OuterLoop
+from innerloop.learners.outer_loop import Group, OuterLoop, OuterSchedule, listed
 from innerloop.metrics import AdaptationCurve, summarize
 from innerloop.nets.norm import BatchNorm, with_statistics_of
 
@@ -142,7 +143,10 @@ class MetaLearner(LightningModule):
     @torch.no_grad()
     def report_on(self, weights: Weights, episode: Episode) -> Outputs:
         """Return the query metrics under these weights at steps that are logged, else nothing."""
-        return self.metrics(self.query_net(episode), weights, episode.query) if self._reporting else {}
+        if not self._reporting:
+            return {}
+        with random_state()():  # dropout draws here what training draws next, so that logging changes nothing
+            return self.metrics(self.query_net(episode), weights, episode.query)
 
     def evaluate_episode(self, episode: Episode) -> Outputs:
         """Return each query metric before any adaptation and after 0, 1, …, K inner steps, (1 + K + 1,)."""
@@ -171,24 +175,22 @@ class MetaLearner(LightningModule):
         self.engine.compile_now([(phase.objective, self._updated_by(phase)) for phase in self.phases()], batch, small)
 
     def training_step(self, batch: MetaBatch, batch_idx: int) -> Tensor:
-        optimizers = self.optimizers()
-        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        optimizers = listed(self.optimizers())
         first = batch_idx % self.outer.accumulate == 0
         last = (batch_idx + 1) % self.outer.accumulate == 0
         step = self.global_step
         if reporting := self._logs(step):
             self._reporting = True
         for number, (phase, optimizer) in enumerate(zip(self.phases(), optimizers, strict=True)):
-            if first:
-                for p in self._meta_parameters:
+            if first:  # what other phases have accumulated stays
+                updated = self._of_phases[phase.group]
+                for p in (p for p in self._meta_parameters if id(p) in updated):
                     p.grad = None
             value = self._backward(phase, batch, step)
             if last:
                 self._update(optimizer, step, value, counts=number == len(optimizers) - 1)
         if last:
-            schedulers = self.lr_schedulers()
-            for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
-                assert isinstance(scheduler, LambdaLR)
+            for scheduler in listed(self.lr_schedulers()):
                 scheduler.step()
         if reporting:
             self._reporting = False
@@ -243,13 +245,20 @@ class MetaLearner(LightningModule):
         return trainer is not None and (step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
-        """Set the rates of a resumed run as configured, since the optimizers in its checkpoint have those of before."""
-        optimizers, schedules = self.optimizers(), self.lr_schedulers()
-        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        each = schedules if isinstance(schedules, list) else [schedules]
-        for optimizer, schedule, group in zip(optimizers, each, self.groups().values(), strict=True):
-            assert isinstance(schedule, LambdaLR)
-            self.outer.set_rates(optimizer, schedule, group, self._decayed())
+        """Set the rates of a resumed run as configured, since the optimizers in its checkpoint have those of before.
+
+        Optimizers and schedules that a subclass makes in its own `configure_optimizers` stay as they are. Raises
+        InputError if they do not fit.
+        """
+        self._find_parameters()
+        optimizers, schedules, groups = listed(self.optimizers()), listed(self.lr_schedulers()), self.groups()
+        if len(optimizers) != len(self.phases()):
+            raise InputError(f"configure_optimizers must return one optimizer per phase, so {len(self.phases())}")
+        if any(isinstance(schedule, ReduceLROnPlateau) for schedule in schedules):
+            raise InputError("configure_optimizers: ReduceLROnPlateau is not supported; choose another schedule")
+        for optimizer, schedule, group in zip(optimizers, schedules, groups.values(), strict=False):
+            if isinstance(schedule, OuterSchedule):
+                self.outer.set_rates(optimizer, schedule, group, self._decayed())
 
     def _find_parameters(self) -> None:
         # A walk over the modules takes a tenth of a small step, and optimizers keep their parameters anyway.
@@ -264,7 +273,6 @@ class MetaLearner(LightningModule):
         return self.outer.decayed(self.net, self.parameters())
 
     def configure_optimizers(self) -> Any:
-        self._find_parameters()
         steps, decayed = self.trainer.max_steps, self._decayed()
         pairs = [self.outer.make_optimizer(group, steps, decayed) for group in self.groups().values()]
         optimizers, schedules = zip(*pairs, strict=True)

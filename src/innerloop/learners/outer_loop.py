@@ -27,6 +27,10 @@ Group = Sequence[tuple[float, list[nn.Parameter]]]
 """(rate, meta-parameters) pairs that one optimizer updates."""
 
 
+class OuterSchedule(LambdaLR):
+    """The schedule of a rate that `OuterLoop` configures, unlike one that a learner makes by itself."""
+
+
 @dataclass(frozen=True)
 class OuterLoop:
     """outer_lr: rate of the outer optimizer ("adam", "adamw", "sgd"). weight_decay: of that optimizer.
@@ -98,7 +102,7 @@ class OuterLoop:
                 parts += [(lr, decay, some)] if some else []
         return parts
 
-    def make_optimizer(self, group: Group, max_steps: int, decayed: Collection[int]) -> tuple[Optimizer, LambdaLR]:
+    def make_optimizer(self, group: Group, max_steps: int, decayed: Collection[int]) -> tuple[Optimizer, OuterSchedule]:
         """Return the optimizer of a group of meta-parameters, and the schedule of its rate. decayed: see `decayed`.
 
         Raises InputError if the schedule needs max_steps and it is not above zero.
@@ -116,12 +120,17 @@ class OuterLoop:
         # One kernel for all tensors of a group: a third of the time, and the same numbers but for the last bits.
         fused = all(p.device.type in FUSED for _, parameters in group for p in parameters)
         optimizer = OPTIMIZERS[self.optimizer](groups, lr=self.outer_lr, fused=fused or None)
-        return optimizer, LambdaLR(optimizer, factor)
+        return optimizer, OuterSchedule(optimizer, factor)
 
-    def set_rates(self, optimizer: Any, schedule: LambdaLR, group: Group, decayed: Collection[int]) -> None:
+    def set_rates(self, optimizer: Any, schedule: OuterSchedule, group: Group, decayed: Collection[int]) -> None:
         """Set rates and weight decay of an optimizer and its schedule, at the step at which the schedule is."""
         parts = self.split(group, decayed)
         schedule.base_lrs = [lr for lr, _, _ in parts]
         for settings, (lr, decay, _), factor in zip(optimizer.param_groups, parts, schedule.lr_lambdas, strict=True):
             settings |= {"initial_lr": lr, "lr": lr * factor(schedule.last_epoch), "weight_decay": decay}
         schedule._last_lr = [settings["lr"] for settings in optimizer.param_groups]
+
+
+def listed(found: Any) -> list[Any]:
+    """Return what Lightning gives as a list, a single object or None, as a list."""
+    return found if isinstance(found, list) else [] if found is None else [found]

@@ -20,9 +20,10 @@ from innerloop.backbones.backbone import frozen
 from innerloop.datamodule import EpisodeDataModule
 from innerloop.datasets.images import LabelledImages, resized
 from innerloop.devices.files import user_path
-from innerloop.episodes import SPLITS
+from innerloop.episodes import SPLITS, tasks_of
 from innerloop.errors import InputError
 from innerloop.learners import MetaLearner
+from innerloop.learners.reach import check_reach
 from innerloop.nets.norm import FixedNorms
 from innerloop.runs.config import load_config, to_plain
 from innerloop.runs.signatures import arguments, locate, make, parameters, target_of, unknown_key
@@ -101,10 +102,16 @@ def build(cfg: DictConfig, fit: Callable[[LabelledImages], LabelledImages] | Non
 def try_out(learner: MetaLearner, data: EpisodeDataModule) -> None:
     """Evaluate a learner on one episode, to find what does not fit before anything is written.
 
-    Raises InputError if that fails, such as for prototypes of real targets or a size that only torch finds impossible.
+    Raises InputError if that fails, such as for prototypes of real targets or a size that only torch finds impossible,
+    if the metrics lack the one that runs are compared by, and for nets that do not use the weights they are given.
     """
+    batch = data.meta_batch("validation", [0])
     with explained(ON_EPISODE):
-        learner.engine.map(learner.evaluate_episode, data.meta_batch("validation", [0]))
+        found = learner.engine.map(learner.evaluate_episode, batch)
+        metric = getattr(data.tasks, "metric", None)
+        if metric is not None and metric not in found:
+            raise InputError(f"the learner's metrics lack {metric}, by which runs are compared: got {', '.join(found)}")
+        check_reach(learner, tasks_of(batch)[0])
 
 
 def try_a_gradient(parts: Parts) -> None:

@@ -20,12 +20,13 @@ from innerloop.runs.build import Parts, build, try_out
 from innerloop.runs.callbacks import Progress
 from innerloop.runs.checks import check
 from innerloop.runs.command import remove_empty
-from innerloop.runs.config import CONFIG, load_config
+from innerloop.runs.config import CONFIG, load_config, to_plain
 from innerloop.runs.elsewhere import adapted_by, as_trained, check_adapt
 from innerloop.runs.keys import check_hydra
 from innerloop.runs.record import RESULTS, TRAINING_CLASSES, messages, write_config, write_json
 from innerloop.runs.report.figures import save_figures
 from innerloop.runs.report.results import closing_table, source_results, split_results, write_episodes
+from innerloop.runs.resume import flat, refuse_initial
 from innerloop.runs.schemas import EvaluateConfig
 from innerloop.runs.trainer import make_trainer
 from innerloop.runs.training_classes import warn_of_training_classes
@@ -123,6 +124,7 @@ def evaluate_run(cfg: DictConfig) -> None:
             trained = load_config(run)
             cfg.net = trained.net  # other data may choose another net for training, but this one was trained
             check(cfg, EvaluateConfig)
+            refuse_initial(*({"algo." + k: v for k, v in flat(to_plain(c.algo)).items()} for c in (trained, cfg)))
             check_adapt(cfg)
             check_hydra(HydraConfig.get())
             if ranks(cfg.trainer).total > 1:

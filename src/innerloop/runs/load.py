@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
@@ -81,7 +82,7 @@ class Run:
     def adapt(self, support: Samples, steps: int | None = None) -> TaskWeights:
         """Return a task's weights, adapted to its support set.
 
-        support: x (n, *features), y (n,) class ids or (n, *targets).
+        support: x (n, *features), y (n,) class ids or (n, *targets); tensors, or NumPy's arrays.
         steps: number of inner steps, from 0 to those of evaluation; None: `step`.
         Raises InputError for another number of steps.
         """
@@ -159,11 +160,19 @@ class Run:
         return [{name: w.detach() for name, w in weights.items()} for weights in path]
 
     def _moved(self, values: Any) -> Any:
-        """Return tensors, or tuples of tensors, on the learner's device and, if real-valued, in its dtype."""
-        if isinstance(values, Tensor):
-            like = next(self.learner.parameters())
-            return values.to(like.device, like.dtype if values.is_floating_point() else values.dtype)
-        return type(values)(*map(self._moved, values))
+        """Return tensors or arrays, or tuples of them, as tensors on the learner's device.
+
+        Real values get the learner's dtype, integers of arrays int64. Raises InputError for anything else.
+        """
+        if isinstance(values, tuple) and (len(values) == 2 or hasattr(values, "_fields")):
+            kind = type(values) if hasattr(values, "_fields") else Samples
+            return kind(*map(self._moved, values))
+        if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
+            values = torch.from_numpy(values if values.dtype.kind == "f" else values.astype(np.int64))
+        if not isinstance(values, Tensor):
+            raise InputError(f"give tensors or arrays of numbers, got {type(values).__name__}")
+        like = next(self.learner.parameters())
+        return values.to(like.device, like.dtype if values.is_floating_point() else values.dtype)
 
 
 def load_run(

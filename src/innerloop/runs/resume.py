@@ -50,14 +50,18 @@ def resumed_config(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> 
 def refuse(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """Raise InputError if a value changed that cannot change in a run that has begun. Keys are dotted."""
     fixed = (*FIXED, *(f"data.{name}" for name in FIXED_DATA))
-    learned = [*INITIAL, *(["algo.inner_lr"] if after.get("algo.learn_lr") else [])]
     for key in sorted({*before, *after}):
         old, new = before.get(key), after.get(key)
-        if old == new:
-            continue
-        if any(key == name or key.startswith(f"{name}.") for name in fixed):
+        if old != new and any(key == name or key.startswith(f"{name}.") for name in fixed):
             raise InputError(f"{key}={new} cannot be set in a run that has begun with {old}: start a new run")
-        if key in learned:
+    refuse_initial(before, after)
+
+
+def refuse_initial(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Raise InputError if the initial value of something changed that the run has learned since. Keys are dotted."""
+    for key in (*INITIAL, *(["algo.inner_lr"] if after.get("algo.learn_lr") else [])):
+        new = after.get(key)
+        if before.get(key) != new:
             raise InputError(
                 f"{key}={new} would have no effect: it is the initial value of what this run has learned since"
             )

@@ -177,7 +177,7 @@ def fit_and_test(
     loggers = make_loggers(info, logger_settings(cfg))
     ended: BaseException | None = None
     try:
-        session = Session(last, learner.outer.accumulate)
+        session = Session(last, learner.outer.accumulate, cfg.seed)
         chosen = configured_callbacks(cfg)
         keep_freed(math.prod(parts.tasks.input_shape))
         trainer = make_trainer(

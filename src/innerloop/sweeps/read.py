@@ -19,7 +19,7 @@ from innerloop.runs.locks import LOCK, holder
 from innerloop.runs.record import RESULTS
 from innerloop.runs.report.style import EMPTY, METRICS, Column, read_metrics
 from innerloop.sweeps.jobs import ERROR, PRUNED
-from innerloop.sweeps.record import CONF, RECORD
+from innerloop.sweeps.record import CONF, RECORD, packages, read_record
 from innerloop.sweeps.rows import ReadJob, Row, headings, rows_of
 from innerloop.sweeps.study import STUDY, Study, as_overrides, read_study
 
@@ -46,6 +46,14 @@ class ReadSweep:
         kept = self.directory.resolve() / CONF
         checkout = Path(__file__).resolve().parents[3] / CONF
         return ["--config-path", str(kept)] if kept.is_dir() and _contents(kept) != _contents(checkout) else []
+
+    @cached_property
+    def allowed(self) -> list[str]:
+        """The packages that the sweep was started with as allowed, for a command that makes its runs again."""
+        try:
+            return packages(read_record(self.directory)["overrides"])
+        except InputError:  # a record that is not there yet, or is broken
+            return []
 
     @property
     def headings(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ finished     exists when all is done
 .lock        is held by the process that runs the sweep and, in a run directory, the job
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ def read_record(directory: Path) -> dict[str, Any]:
 def key_of(override: str) -> str:
     """Return the key of an override as it is typed."""
     return override.partition("=")[0].lstrip("+~")
+
+
+def packages(overrides: Sequence[str]) -> list[str]:
+    """Return the packages that `allow=[…]` among these overrides allows."""
+    values = [a.partition("=")[2] for a in overrides if key_of(a) == "allow"]
+    return [name for name in re.split(r"[^\w.]+", " ".join(values)) if name]
 
 
 def is_free(override: str) -> bool:

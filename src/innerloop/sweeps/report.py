@@ -9,6 +9,7 @@ from typing import Any
 from innerloop.errors import InputError
 from innerloop.runs.compare import FinishedRun, command_of, differences, summary
 from innerloop.sweeps.read import ReadSweep
+from innerloop.sweeps.record import packages
 from innerloop.sweeps.rows import STATES, Row, brief
 
 
@@ -156,4 +157,6 @@ def command(row: Row, sweep: ReadSweep) -> str:
     assert overrides is not None
     seeds = [o.partition("=")[2] for job in row.jobs for o in job.overrides or () if o.startswith("seed=")]
     finished = [run.results["seed"] for run in row.runs]
+    if sweep.allowed and not packages(overrides):
+        overrides = [*overrides, f"allow=[{','.join(sweep.allowed)}]"]
     return command_of(overrides, list(dict.fromkeys(map(int, seeds or finished or [0]))), sweep.flags)

@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from innerloop.adaptation.gradient import gradient_of
+from innerloop.devices.random_state import random_state
 from innerloop.episodes import Episode, Weights, weights_of
 from innerloop.errors import NotLearningError
 from innerloop.learners import MetaLearner
@@ -26,7 +27,8 @@ class InnerDiagnostics(Callback):
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             assert isinstance(pl_module, MetaLearner)
             learner = pl_module
-            found = learner.engine.map(lambda episode: diagnose(learner, episode), batch)
+            with random_state()():  # what training draws next stays the same
+                found = learner.engine.map(lambda episode: diagnose(learner, episode), batch)
             learner.log_dict({f"inner/{name}": values.mean() for name, values in found.items()}, batch_size=1)
 
 

@@ -11,6 +11,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from innerloop.devices.memory import largest_resident_set
+from innerloop.devices.random_state import seed_torch
 from innerloop.errors import DivergedError, Stopped
 
 
@@ -23,14 +24,16 @@ class Session(Callback):
         run equals an uninterrupted one. A second Ctrl-C ends the process at once without saving. If one rank gets the
         signal, all ranks stop after the same step.
     accumulate: number of meta-batches that an outer update is averaged over.
+    seed: of torch's random numbers, such as those of dropout. Like an episode, what a meta-batch of training draws is a
+        pure function of (seed, rank, number of the meta-batch), so a resumed run draws what an uninterrupted one does.
 
     wall_seconds, cpu_seconds: of training, validation included.
     peak_memory: peak_memory_mb of results.json, the largest resident set of this process until training ended, and on a
         GPU peak_gpu_memory_mb, what torch had allocated; both in 10^6 bytes.
     """
 
-    def __init__(self, checkpoint: Path, accumulate: int = 1) -> None:
-        self.checkpoint, self.accumulate = checkpoint, accumulate
+    def __init__(self, checkpoint: Path, accumulate: int = 1, seed: int = 0) -> None:
+        self.checkpoint, self.accumulate, self.seed = checkpoint, accumulate, seed
         self.signalled = self.saved = False
         self._before = (0.0, 0.0)
         self._since: tuple[float, float] | None = None
@@ -85,7 +88,8 @@ class Session(Callback):
             raise Stopped(f"stopped after step {trainer.global_step}, which is saved in {self.checkpoint}")
         # The step number that loggers get. Lightning (2.6) counts one too many in a run resumed at an epoch's end.
         loop = trainer.fit_loop.epoch_loop
-        loop._batches_that_stepped = loop.batch_progress.total.ready - 1
+        loop._batches_that_stepped = number = loop.batch_progress.total.ready - 1
+        seed_torch(self._device, self.seed, trainer.global_rank, number)
 
     def save_if_signalled(self, trainer: Trainer, batch_idx: int) -> None:
         """Save the state if the run is to stop.

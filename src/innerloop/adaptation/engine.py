@@ -5,7 +5,6 @@ import itertools
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from innerloop.adaptation.compiled import Outputs
-from innerloop.adaptation.recompute import autocast_settings
+from innerloop.adaptation.recompute import thread_settings
 from innerloop.adaptation.records import SETTINGS, Records, compare
 from innerloop.devices.random_state import random_state
 from innerloop.episodes import Episode, InputError, MetaBatch, number_of_tasks, tasks_of
@@ -310,22 +309,6 @@ class Engine:
                 self._without_vmap = True
         self._checked.add(key)
         return not self._without_vmap
-
-
-def thread_settings() -> Callable[[], AbstractContextManager[None]]:
-    """Return a context manager that sets this thread's autograd and autocast modes in another thread.
-
-    A new thread starts with torch's defaults.
-    """
-    gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    autocast = autocast_settings()
-
-    @contextmanager
-    def settings() -> Iterator[None]:
-        with torch.inference_mode(inference), torch.set_grad_enabled(gradients), autocast():
-            yield
-
-    return settings
 
 
 class RefuseInexact(TorchFunctionMode):

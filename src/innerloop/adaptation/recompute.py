@@ -71,3 +71,19 @@ class _Recomputed(torch.autograd.Function):
 
         gradients = iter(ctx.context.run(vjp))
         return None, None, None, *(next(gradients) if n else None for n in needed)
+
+
+def thread_settings() -> Callable[[], AbstractContextManager[None]]:
+    """Return a context manager that sets this thread's autograd and autocast modes in another thread.
+
+    A new thread starts with torch's defaults.
+    """
+    gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    autocast = autocast_settings()
+
+    @contextmanager
+    def settings() -> Iterator[None]:
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients), autocast():
+            yield
+
+    return settings

@@ -276,8 +276,7 @@ def benchmark(options: argparse.Namespace) -> None:
         notes.append(f"{name}: {workload}")
         print(notes[-1], file=sys.stderr)
         variants = [(program, "jit" if program == "jax" else "eager") for program in options.program]
-        # Compilation is for dense nets: it has nothing better than the convolutions that eager mode calls.
-        variants += [("innerloop", "compiled")] if "innerloop" in options.program and not workload.form else []
+        variants += [("innerloop", "compiled")] if "innerloop" in options.program else []
         variants = [(program, mode) for program, mode in variants if mode in modes]
         if not variants:
             continue

@@ -145,6 +145,21 @@ def test_a_resumed_run_draws_the_dropout_of_an_uninterrupted_one(train: Any, tmp
     assert not all(torch.equal(w, resumed[name]) for name, w in half.items())
 
 
+def test_a_resumed_run_on_images_is_compiled_again_and_has_the_same_bits(train: Any, tmp_path: Path) -> None:
+    images = ("algo=maml", "data=glyphs", "net.width=8", "data.queries=2", "algo.compile=true")
+    words = (*TINY, "trainer.log_every=3", "logger=csv", *images)
+
+    def last(run_dir: Path, *arguments: str) -> dict[str, torch.Tensor]:
+        train(*arguments)
+        return read_checkpoint(run_dir / "checkpoints" / "last.ckpt")["state_dict"]
+
+    first, whole = tmp_path / "first", tmp_path / "whole"
+    last(first, *words, "trainer.max_steps=2", f"hydra.run.dir={first}")
+    resumed = last(first, f"resume={first}", "trainer.max_steps=4")
+    uninterrupted = last(whole, *words, f"hydra.run.dir={whole}")
+    assert all(torch.equal(w, resumed[name]) for name, w in uninterrupted.items())
+
+
 def test_a_second_process_is_refused(run: Path, here: Here) -> None:
     with locked(run / LOCK):
         status, err = here("train.py", f"resume={run}", "trainer.max_steps=6")

@@ -95,6 +95,18 @@ def test_what_cannot_be_translated_is_refused_with_its_name() -> None:
         meta_gradient(learner, tasks_of(batch))
 
 
+def test_ragged_episodes_may_be_evaluated() -> None:
+    """As of a mixture, whose sources have different sizes in validation."""
+    learner, batch = made(MAML, compile=True, inner_steps=1), images()
+    meta_gradient(learner, batch)
+    tasks = [
+        task if i else Episode(task.support, Samples(*(t[:5] for t in task.query)))
+        for i, task in enumerate(tasks_of(batch))
+    ]
+    found = learner.engine.map(lambda episode: {"loss": learner.query_objective(episode)[0].detach()}, tasks)
+    assert found["loss"].shape == (3,)
+
+
 class Fading(MAML):
     """MAML whose loss loses weight: an objective that changes."""
 

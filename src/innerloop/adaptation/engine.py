@@ -74,14 +74,15 @@ class Engine:
         self.fitted: dict[Callable, int] = {}
         self.records = Records(compile, strict=kind == "graph")
 
-    def resolve(self, device: torch.device, ragged: bool = False) -> str:
+    def resolve(self, device: torch.device, ragged: bool = False, gradient: bool = True) -> str:
         """Return the kind that runs a meta-batch on this device: what "auto" stands for, or the kind itself.
 
-        ragged: the meta-batch is a list of tasks. Raises InputError if the kind cannot run it.
+        ragged: the meta-batch is a list of tasks. gradient: for its meta-gradient, which may be compiled. Raises
+        InputError if the kind cannot run it.
         """
         on_cpu = device.type == "cpu"
         at_once = self._choose(on_cpu, ragged) in AT_ONCE or (on_cpu and self.convolutional)
-        if self.compile and (ragged or not at_once):
+        if self.compile and gradient and (ragged or not at_once):
             raise InputError(
                 "compile=true needs tasks of equal shape and, but for convolutions on the CPU, engine=vmap: use "
                 "compile=false"
@@ -129,7 +130,7 @@ class Engine:
                 outputs.append(out)
             return total, gradient, outputs
 
-        kind = self._kind_for(batch)
+        kind = self.resolve(device_of(batch), ragged=isinstance(batch, list))
         images = self.compile and kind not in AT_ONCE
         whole = None
         if images:
@@ -238,7 +239,7 @@ class Engine:
             torch.set_num_threads(threads)  # what a thread has set is also the default of threads that start later
 
     def _kind_for(self, batch: MetaBatch) -> str:
-        return self.resolve(device_of(batch), ragged=isinstance(batch, list))
+        return self.resolve(device_of(batch), ragged=isinstance(batch, list), gradient=False)
 
     def _for_chunks(self, function: Callable, batch: MetaBatch) -> Callable[[Episode], Any]:
         """Return a function that runs this one on the tasks of a chunk, see `_run_chunks`, and stacks the results."""

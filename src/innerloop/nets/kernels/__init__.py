@@ -1,8 +1,9 @@
 """Our own kernels for images on the CPU, compiled for this machine: convolutions, and norms with max-pool and ReLU.
 
-On small images they take a half to a quarter of the time of torch's. A convolution's derivatives of any order are made
-of three products, and a norm's second derivative, for which torch composes dozens of operations, is one function. Each
-call runs on the thread that makes it. Images have channels last.
+A convolution's first and second derivatives are made of three products, and a norm's second derivative, for which torch
+composes dozens of operations, is one function. Third derivatives are torch's. Each call runs on the thread that makes
+it. Images have channels last. As operations of torch they can be recorded: see `innerloop.adaptation.native`, which
+calls them from C++. From Python they are slower than that.
 """
 
 import ctypes

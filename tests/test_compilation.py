@@ -58,7 +58,7 @@ def test_a_run_on_images_is_compiled(said: pytest.LogCaptureFixture) -> None:
         (["algo=maml", "trainer.precision=64-true"], "32-true precision"),
         (["algo=maml", "trainer.devices=2"], "one process"),
         (["algo=maml", "algo.engine=loop"], "compile=true needs tasks of equal shape"),
-        (["algo=maml", "data=glyphs", f"trainer.max_steps={LONG_OF_IMAGES - 1}"], "299 meta-batches are too few"),
+        (["algo=maml", "data=glyphs", f"trainer.max_steps={LONG_OF_IMAGES - 1}"], None),
         (["algo=hypernet", "data=glyphs"], "cannot translate this learner (native_group_norm"),
         (["algo=maml", "algo.compile=false"], None),
     ],

@@ -147,7 +147,7 @@ def test_a_resumed_run_draws_the_dropout_of_an_uninterrupted_one(train: Any, tmp
 
 def test_a_resumed_run_on_images_is_compiled_again_and_has_the_same_bits(train: Any, tmp_path: Path) -> None:
     images = ("algo=maml", "data=glyphs", "net.width=8", "data.queries=2", "algo.compile=true")
-    words = (*TINY, "trainer.log_every=3", "logger=csv", *images)
+    words = (*TINY, "trainer.log_every=2", "logger=csv", *images)
 
     def last(run_dir: Path, *arguments: str) -> dict[str, torch.Tensor]:
         train(*arguments)

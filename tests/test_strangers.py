@@ -2,7 +2,6 @@
 
 import io
 import os
-import shlex
 import shutil
 import stat
 import zipfile
@@ -22,7 +21,6 @@ from innerloop.errors import InputError
 from innerloop.runs.build import loader_of
 from innerloop.runs.record import read_checkpoint, write_checkpoint
 from innerloop.runs.signatures import locate, target_of
-from innerloop.sweeps import summary
 from innerloop.tasks.base import Tasks
 
 
@@ -262,32 +260,7 @@ def test_a_strangers_sweep_allows_nothing(here: Here, tmp_path: Path) -> None:
     record["jobs"] = [[*words, "allow=[os]", *evil] for words in record["jobs"]]
     (sweep / "sweep.yaml").write_text(yaml.safe_dump(record))
     (sweep / "conf" / "allow.yaml").write_text("# @package _global_\nallow: [os]\n")
-    status, err = here("train.py", "-m", f"sweep={sweep}")
+    status, _ = here("train.py", "-m", f"sweep={sweep}")
     assert status == 1
-    assert "classes of os are not allowed in a configuration" in err
-    assert not (sweep / run_dir.name).exists(), "refused before any job starts"
-    assert not mark.exists()
-    record["overrides"].remove("allow=[os]")  # then it is each job that is refused
-    (sweep / "sweep.yaml").write_text(yaml.safe_dump(record))
-    assert here("train.py", "-m", f"sweep={sweep}")[0] == 1
     assert "not allowed in a configuration" in (sweep / run_dir.name / "error.json").read_text()
     assert not mark.exists()
-
-
-def test_a_sweep_continued_without_what_it_allows_keeps_its_records(here: Here, tmp_path: Path) -> None:
-    sweep, words = tmp_path / "sweep", (*SHORT, "trainer.max_steps=2", "logger=csv", "algo=maml")
-    net = ("allow=[test_resume]", "net._target_=test_resume.Dropping")
-    assert here("train.py", "-m", "seed=0", *words, *net, f"sweep={sweep}")[0] == 0
-    (run_dir,) = sweep.glob("0_*")
-    (sweep / "finished").unlink()
-    (run_dir / "results.json").unlink()
-    (run_dir / "error.json").write_text("{}")
-    status, err = here("train.py", "-m", f"sweep={sweep}")
-    assert status == 1
-    assert "classes of test_resume are not allowed" in err
-    assert "add allow=[test_resume]" in err
-    assert (run_dir / "error.json").read_text() == "{}"
-    assert here("train.py", "-m", f"sweep={sweep}", "allow=[test_resume]")[0] == 0
-    assert not (run_dir / "error.json").exists()
-    (row,) = summary(sweep)
-    assert "allow=[test_resume]" in shlex.split(row["command"])

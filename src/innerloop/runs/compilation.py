@@ -32,7 +32,8 @@ def settle_compilation(cfg: DictConfig, parts: Parts) -> None:
         reason = obstacle(cfg, learner)
         cfg.algo.compile = reason is None
         if reason is not None:
-            log.info("the meta-step is not compiled: %s", reason)
+            if is_dense(learner):
+                log.info("the meta-step is not compiled: %s", reason)
             return
     elif not first_shapes_are_known(cfg, learner):
         return  # compiled at the first step

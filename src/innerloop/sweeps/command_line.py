@@ -16,7 +16,6 @@ from innerloop.sweeps.record import (
     RECORD,
     identity,
     key_of,
-    packages,
     quoted,
     read_record,
     refuse_another,
@@ -55,22 +54,7 @@ def command_line(argv: Sequence[str]) -> list[str]:
         )
     if "allow" not in map(key_of, asked):
         asked.append(f"allow={own_allow(Path(argv[0]))}")
-    refuse_unallowed(directory, asked)
     return [argv[0], "-m", "--config-path", str((directory / CONF).resolve()), *_merged(directory, asked)]
-
-
-def refuse_unallowed(directory: Path, asked: Sequence[str]) -> None:
-    """Raise InputError if a sweep was started with packages allowed that these overrides do not allow.
-
-    Its jobs would fail one after the other, and their records would be replaced by that.
-    """
-    recorded, allowed = (packages(words) for words in (read_record(directory)["overrides"], asked))
-    missing = [name for name in recorded if name not in allowed]
-    if missing:
-        raise InputError(
-            f"sweep={directory}: classes of {', '.join(missing)} are not allowed in a configuration. If you trust "
-            f"them, and the sweep if it is not yours, add allow=[{','.join(recorded)}]"
-        )
 
 
 def own_allow(script: Path) -> str:

@@ -53,7 +53,10 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     found = Recorder()
     monkeypatch.setattr(captured, "record", found.record)
     right = Engine.resolve
-    monkeypatch.setattr(Engine, "resolve", lambda self, device, ragged=False: right(self, torch.device("cuda"), ragged))
+    on_gpu = torch.device("cuda")
+    monkeypatch.setattr(
+        Engine, "resolve", lambda self, device, *rest, **settings: right(self, on_gpu, *rest, **settings)
+    )
     return found
 
 

@@ -183,7 +183,7 @@ class MetaLearner(LightningModule):
             self._reporting = True
         for number, (phase, optimizer) in enumerate(zip(self.phases(), optimizers, strict=True)):
             if first:  # what other phases have accumulated stays
-                updated = self._of_phases[phase.group]
+                updated = self._of_phases.get(phase.group, set())
                 for p in (p for p in self._meta_parameters if id(p) in updated):
                     p.grad = None
             value = self._backward(phase, batch, step)

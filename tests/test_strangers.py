@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import shutil
 import stat
 import zipfile
@@ -21,6 +22,7 @@ from innerloop.errors import InputError
 from innerloop.runs.build import loader_of
 from innerloop.runs.record import read_checkpoint, write_checkpoint
 from innerloop.runs.signatures import locate, target_of
+from innerloop.sweeps import summary
 from innerloop.tasks.base import Tasks
 
 
@@ -264,3 +266,10 @@ def test_a_strangers_sweep_allows_nothing(here: Here, tmp_path: Path) -> None:
     assert status == 1
     assert "not allowed in a configuration" in (sweep / run_dir.name / "error.json").read_text()
     assert not mark.exists()
+
+
+def test_the_command_of_a_row_allows_what_the_sweep_allowed(here: Here, tmp_path: Path) -> None:
+    words = (*SHORT, "trainer.max_steps=2", "logger=csv", "algo=maml", "net._target_=test_resume.Dropping")
+    assert here("train.py", "-m", "seed=0", *words, "allow=[test_resume]", f"sweep={tmp_path / 'sweep'}")[0] == 0
+    (row,) = summary(tmp_path / "sweep")
+    assert "allow=[test_resume]" in shlex.split(row["command"])

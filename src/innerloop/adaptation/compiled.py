@@ -26,6 +26,9 @@ Outputs = dict[str, Tensor]
 ValueAndGrad = Callable[[Sequence[Tensor], Episode], tuple[Tensor, Sequence[Tensor], Outputs]]
 """(parameters, stacked tasks) -> the losses' sum over `count`, its gradient, and the outputs stacked over the tasks."""
 
+SETTINGS = ("compile=true", "compile=false")
+"""What a message on a compiled function calls it, and what to use instead."""
+
 aten = torch.ops.aten
 
 
@@ -81,7 +84,7 @@ def compiled(
     # In reduced precision, fused operations round in other places. Of images, a max-pool may take another of two values
     # that are equal but for rounding.
     tolerance = 5e-2 if reduced() or images else 1e-3
-    check((found[0], found[1 : 1 + len(values)]), expected, ("compile=true", "compile=false"), tolerance)
+    check((found[0], found[1 : 1 + len(values)]), expected, SETTINGS, tolerance)
     log.info("compiled the meta-step in %.0f s", time.perf_counter() - begin)
 
     def run(parameters: Sequence[Tensor], batch: Episode) -> tuple[Tensor, Sequence[Tensor], Outputs]:
@@ -95,16 +98,15 @@ def _eager(
     objective: Callable, parameters: Sequence[Tensor], batch: Episode, count: int, images: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the sum of the losses over count, and its gradient: of images task by task, else under vmap."""
-    if not images:
-        value = torch.vmap(objective)(batch)[0].sum() / count
-        return value, list(torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True))
-    total, gradient = torch.zeros(()), [torch.zeros_like(p) for p in parameters]
-    for task in tasks_of(batch):
-        with fused_layers():
-            value = objective(task)[0] / count
+    run, chunks = (objective, tasks_of(batch)) if images else (torch.vmap(objective), [batch])
+    found = []
+    for chunk in chunks:
+        with fused_layers() if images else nullcontext():
+            value = run(chunk)[0].sum() / count
         parts = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
-        total, gradient = total + value.detach(), [g + part for g, part in zip(gradient, parts, strict=True)]
-    return total, gradient
+        found.append([value.detach(), *parts])
+    value, *gradient = (sum(parts[1:], parts[0]) for parts in zip(*found, strict=True))
+    return value, gradient
 
 
 def _compiled(

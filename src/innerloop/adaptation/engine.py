@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from innerloop.adaptation import compiled, records
 from innerloop.adaptation.compiled import Outputs
 from innerloop.adaptation.recompute import thread_settings
-from innerloop.adaptation.records import SETTINGS, Records, compare
+from innerloop.adaptation.records import Records, compare
 from innerloop.devices.random_state import random_state
 from innerloop.episodes import Episode, InputError, MetaBatch, number_of_tasks, tasks_of
 from innerloop.nets.conv4 import convolutional
@@ -25,9 +26,6 @@ log = logging.getLogger("innerloop")
 ENGINES = ("auto", "loop", "threads", "vmap", "graph")
 AT_ONCE = ("vmap", "graph")
 """The kinds that stack the tasks of a chunk."""
-
-COMPILED = ("compile=true", "compile=false")
-"""What a message on a compiled function calls it, and what to use instead."""
 
 Objective = Callable[[Episode], tuple[Tensor, Outputs]]
 """(one task) -> its loss, and the outputs to report."""
@@ -81,8 +79,8 @@ class Engine:
         InputError if the kind cannot run it.
         """
         on_cpu = device.type == "cpu"
-        at_once = self._choose(on_cpu, ragged) in AT_ONCE or (on_cpu and self.convolutional)
-        if self.compile and gradient and (ragged or not at_once):
+        possible = self._choose(on_cpu, ragged) in AT_ONCE or (on_cpu and self.convolutional)
+        if self.compile and gradient and (ragged or not possible):
             raise InputError(
                 "compile=true needs tasks of equal shape and, but for convolutions on the CPU, engine=vmap: use "
                 "compile=false"
@@ -142,9 +140,8 @@ class Engine:
         chunk_objective = self._for_chunks(objective, batch)
 
         def run_chunk(chunk: Episode) -> tuple[Tensor, Sequence[Tensor | None], Outputs]:
-            record = None
-            if not images:
-                record = self.records.get(objective, chunk_objective, parameters, chunk, count, kind == "graph", eager)
+            key = (objective, chunk_objective, parameters, chunk, count, kind == "graph", eager)
+            record = None if images else self.records.get(*key)
             if record is not None and not eager:
                 return record(parameters, chunk)
             losses, out = chunk_objective(chunk)
@@ -153,7 +150,9 @@ class Engine:
             parts = torch.autograd.grad(losses.sum() / count, parameters, allow_unused=True)
             value = losses.detach().sum() / count
             if record is not None:
-                compare(record, parameters, chunk, value, parts, SETTINGS if kind == "graph" else COMPILED)
+                compare(
+                    record, parameters, chunk, value, parts, records.SETTINGS if kind == "graph" else compiled.SETTINGS
+                )
             return value, parts, tree_map(torch.detach, out)
 
         (total, gradient, outputs), *others = self._each_share(run_share, batch)
@@ -163,7 +162,7 @@ class Engine:
             outputs += out
         if whole is not None:
             assert isinstance(batch, Episode)
-            compare(whole, parameters, batch, total, gradient, COMPILED)
+            compare(whole, parameters, batch, total, gradient, compiled.SETTINGS)
         return total, gradient, _join(outputs)
 
     def compile_now(

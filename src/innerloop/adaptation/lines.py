@@ -27,7 +27,7 @@ def loops(shape: Sequence[int], strides: Sequence[int], body: str) -> str:
 def outlined(lines: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the lines as calls of functions, of which lines that differ in their tensors only share one.
 
-    The inner steps repeat each other, and one long function would take the compiler ten times as long.
+    The inner steps repeat each other, and the compiler takes long over one long function.
     """
     functions: dict[str, str] = {}
     calls = []

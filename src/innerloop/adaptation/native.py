@@ -27,7 +27,7 @@ def native(
     function: of the shared tensors and those of one task. stacked: the tensors of all tasks. The returned function is
         for tensors of these shapes.
     images: the tasks may be large, and are shared among as many threads as torch has. Otherwise one thread runs all.
-    Raises Unsupported for operations that are not translated, and CompilerError if there is no working compiler.
+    Raises Unsupported for operations that are not recorded or not translated, and CompilerError if there is no working compiler.
     """
     dtypes = {t.dtype for t in (*shared, *stacked)} - {torch.int64}
     if dtypes not in ({torch.float32}, {torch.float64}) or any(t.device.type != "cpu" for t in (*shared, *stacked)):
@@ -37,10 +37,10 @@ def native(
     record = make_fx(function, decomposition_table={**core_aten_decompositions(), **DECOMPOSITIONS})
     try:
         recorded = record(*one)
-    except RuntimeError as error:
-        if "tracing tensor" not in str(error):
-            raise
-        raise Unsupported("it depends on values of tensors") from error
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # such as for code that depends on values of tensors
+        raise Unsupported(str(error).partition("\n")[0].partition(". ")[0]) from error
     recorded.graph.eliminate_dead_code()
     program = Program(recorded, dtype, len(shared))
     if program.numbers > MOST and not images:

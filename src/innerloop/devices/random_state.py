@@ -31,7 +31,7 @@ def random_state() -> Callable[[], AbstractContextManager[None]]:
 def seed_torch(device: torch.device, *key: int) -> None:
     """Seed torch's generators of the CPU and of this device by numbers, so that distinct ones give distinct streams.
 
-    Unlike `torch.manual_seed`, which takes a millisecond, it leaves other devices as they are.
+    Unlike `torch.manual_seed`, it leaves other devices as they are.
     """
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     seed = int.from_bytes(digest, "little") >> 1

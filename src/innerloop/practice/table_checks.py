@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from innerloop.datasets.columns import as_number
@@ -17,6 +14,7 @@ from innerloop.datasets.layouts import alike
 from innerloop.errors import some
 from innerloop.practice.reading import Pictures
 from innerloop.practice.tables import MISSING, Rows, Table, TableForm, read
+from innerloop.practice.validation import joined_groups
 
 log = logging.getLogger("innerloop")
 
@@ -206,10 +204,8 @@ def groups_of(rows: Pictures, ids: Sequence[str | None], form: TableForm) -> tup
         if name in several:
             places.setdefault(str(name), []).append(i)
     sets = [*places.values(), *(twins if copies else [])]
-    pairs = np.array([(members[0], i) for members in sets for i in members])
-    n = len(rows.files)
-    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (n, n))
-    return torch.from_numpy(connected_components(graph, directed=False)[1]).long(), remarks, warnings
+    pairs = [(members[0], i) for members in sets for i in members]
+    return joined_groups(pairs, len(rows.files)), remarks, warnings
 
 
 def _twins(rows: Pictures) -> list[list[int]]:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from innerloop.practice.reading import Pictures
+from innerloop.practice.validation import joined_groups
 
 SIDE = 32
 """Greys on a side of a print."""
@@ -78,18 +79,7 @@ def groups_of(copies: Sequence[tuple[int, int]], individuals: Sequence[str | Non
     """
     first: dict[str, int] = {}
     same = [(first.setdefault(name, i), i) for i, name in enumerate(individuals) if name is not None]
-    group = list(range(n))
-
-    def root(i: int) -> int:
-        while group[i] != i:
-            group[i] = group[group[i]]
-            i = group[i]
-        return i
-
-    for i, j in (*copies, *same):
-        low, high = sorted((root(i), root(j)))
-        group[high] = low
-    found = torch.tensor([root(i) for i in range(n)])
+    found = joined_groups([*copies, *same], n)
     return found if len(found.unique()) < n else None
 
 

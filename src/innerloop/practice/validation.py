@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import brentq, minimize_scalar
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from innerloop.practice.heads import Scores
@@ -33,6 +35,14 @@ class HeldOut(NamedTuple):
     members: Tensor
     scores: dict[str, Scores]
     folds: int
+
+
+def joined_groups(pairs: Sequence[tuple[int, int]], n: int) -> Tensor:
+    """Return for each of n pictures or rows the number of the first that pairs join it with, (n,)."""
+    places = np.array(pairs, int).reshape(-1, 2)
+    graph = coo_array((np.ones(len(places)), (places[:, 0], places[:, 1])), (n, n))
+    numbers = connected_components(graph, directed=False)[1]
+    return torch.from_numpy(np.unique(numbers, return_index=True)[1][numbers]).long()
 
 
 def hold_out(

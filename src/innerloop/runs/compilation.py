@@ -15,7 +15,7 @@ log = logging.getLogger("innerloop")
 LONG = 2000
 """Number of meta-batches from which on auto compiles dense nets: shorter runs would not win back the seconds."""
 LONG_OF_IMAGES = 300
-"""The same for nets with convolutions, which take ten times as long to compile and gain a hundred times as much."""
+"""The same for nets with convolutions, whose steps gain more than it takes longer to compile them: docs/speed.md."""
 
 
 def settle_compilation(cfg: DictConfig, parts: Parts) -> None:

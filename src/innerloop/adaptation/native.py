@@ -27,7 +27,8 @@ def native(
     function: of the shared tensors and those of one task. stacked: the tensors of all tasks. The returned function is
         for tensors of these shapes.
     images: the tasks may be large, and are shared among as many threads as torch has. Otherwise one thread runs all.
-    Raises Unsupported for operations that are not recorded or not translated, and CompilerError if there is no working compiler.
+    Raises Unsupported for operations that cannot be recorded or are not translated, and CompilerError if there is no
+    working compiler.
     """
     dtypes = {t.dtype for t in (*shared, *stacked)} - {torch.int64}
     if dtypes not in ({torch.float32}, {torch.float64}) or any(t.device.type != "cpu" for t in (*shared, *stacked)):
